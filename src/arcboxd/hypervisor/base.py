@@ -1,0 +1,163 @@
+"""What the use cases need of a hypervisor, and nothing of QEMU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from arcboxd.domain.machine import ProcessIdentity
+from arcboxd.paths import MachinePaths
+
+
+@dataclass(frozen=True, slots=True)
+class BootAssets:
+    """The files that every machine of an architecture boots from; all read-only and shared."""
+
+    key: str
+    kernel: Path
+    initramfs: Path
+    modules_disk: Path
+    agent_disk: Path
+    kernel_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A port of the host that reaches a port of the guest."""
+
+    protocol: str
+    """``tcp`` or ``udp``."""
+    host_address: str
+    host_port: int
+    guest_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataDisk:
+    """A disk beside the root; the guest finds it as ``/dev/disk/by-id/virtio-NAME``."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    """All that one virtual machine is made of."""
+
+    machine_id: str
+    name: str
+    uuid: str
+    arch: str
+    cpus: int
+    memory_bytes: int
+    mac: str
+    paths: MachinePaths
+    assets: BootAssets
+    cmdline: str = ""
+    forwards: tuple[Forward, ...] = ()
+    data_disks: tuple[DataDisk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """How guest code is run, and why so."""
+
+    name: str
+    """``kvm`` or ``tcg``."""
+    reason: str
+    timeout_scale: float
+    """What a timeout chosen for kvm is multiplied by."""
+
+
+class Vm(Protocol):
+    """A running virtual machine: a handle, never its owner; dropping it stops nothing."""
+
+    @property
+    def process(self) -> ProcessIdentity:
+        """Identify the process."""
+        ...
+
+    @property
+    def link_socket(self) -> Path:
+        """Name the unix socket that is the host's end of the link."""
+        ...
+
+    async def wait_exit(self) -> None:
+        """Return once the process is gone. May be awaited by many, any number of times."""
+        ...
+
+    async def allow_reset(self) -> None:
+        """From now on a guest's reboot restarts it; before, a reboot or a panic ends the process.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def powerdown(self) -> None:
+        """Press the ACPI power button.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone. Idempotent."""
+        ...
+
+    async def forwards(self) -> tuple[Forward, ...]:
+        """Tell the forwards that are in force, as the hypervisor has them.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def add_forward(self, forward: Forward) -> None:
+        """Open a forward.
+
+        Raises:
+            NoRoomError: The host's port is taken.
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def remove_forward(self, forward: Forward) -> None:
+        """Close a forward; one that does not exist is no error.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def detach(self) -> None:
+        """Drop every connection to it, and leave it running. Idempotent."""
+        ...
+
+
+class Hypervisor(Protocol):
+    """Launches machines, and finds those that an earlier daemon launched."""
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Tell how guest code is run."""
+        ...
+
+    async def launch(self, config: VmConfig) -> Vm:
+        """Start a virtual machine; it outlives this process.
+
+        Raises:
+            HypervisorError: It ended at once or never answered; nothing of it is left.
+            NoRoomError: A forward's port is taken.
+        """
+        ...
+
+    async def adopt(self, config: VmConfig, process: ProcessIdentity) -> Vm | None:
+        """Take over a machine that runs; None when that very process is gone for certain.
+
+        Raises:
+            HypervisorError: The process is there, but its monitor does not answer.
+        """
+        ...

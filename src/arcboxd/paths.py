@@ -1,0 +1,143 @@
+"""Every file and socket name under the state directory and the cache, in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SUN_PATH_MAX = 107
+"""Bytes of a unix socket's path, without the final NUL (unix(7), sun_path)."""
+
+
+@dataclass(frozen=True)
+class MachinePaths:
+    """The files of one machine: ``machines/ID``."""
+
+    directory: Path
+
+    @property
+    def record(self) -> Path:
+        """Hold a copy of the record, from which the database can be rebuilt."""
+        return self.directory / "machine.json"
+
+    @property
+    def disk(self) -> Path:
+        """Name the root disk: a qcow2 overlay on a base image."""
+        return self.directory / "root.qcow2"
+
+    @property
+    def console_log(self) -> Path:
+        """Collect what the guest's kernel and init write on the serial console."""
+        return self.directory / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """Collect QEMU's own standard output and error."""
+        return self.directory / "qemu.log"
+
+    @property
+    def qmp_socket(self) -> Path:
+        """Name QEMU's monitor."""
+        return self.directory / "qmp.sock"
+
+    @property
+    def link_socket(self) -> Path:
+        """Name the host's end of the virtio-serial port."""
+        return self.directory / "link.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Serve AgentService for any gRPC client."""
+        return self.directory / "agent.sock"
+
+    @property
+    def ssh_key(self) -> Path:
+        """Hold the private key that the machine's user accepts."""
+        return self.directory / "ssh_key"
+
+    @property
+    def ssh_host_key(self) -> Path:
+        """Hold the guest's own private host key, made on the host."""
+        return self.directory / "ssh_host_ed25519_key"
+
+    @property
+    def ssh_known_hosts(self) -> Path:
+        """Trust the host key, so that the first connection asks nothing."""
+        return self.directory / "known_hosts"
+
+    @property
+    def ssh_config(self) -> Path:
+        """Let ``ssh -F`` and ``scp -F`` reach the machine by its name."""
+        return self.directory / "ssh_config"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The state directory and the cache."""
+
+    home: Path
+    cache: Path
+
+    @property
+    def config(self) -> Path:
+        """Hold the user's settings."""
+        return self.home / "config.toml"
+
+    @property
+    def database(self) -> Path:
+        """Hold the machines' records."""
+        return self.home / "state.db"
+
+    @property
+    def run(self) -> Path:
+        """Hold what lives as long as a daemon; mode 0700."""
+        return self.home / "run"
+
+    @property
+    def socket(self) -> Path:
+        """Serve MachineService; mode 0600."""
+        return self.run / "arcbox.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Be held by the daemon that owns the state directory; names its pid."""
+        return self.run / "daemon.lock"
+
+    @property
+    def daemon_log(self) -> Path:
+        """Collect the daemon's log."""
+        return self.home / "daemon.log"
+
+    @property
+    def machines(self) -> Path:
+        """Hold one directory a machine."""
+        return self.home / "machines"
+
+    @property
+    def volumes(self) -> Path:
+        """Hold data disks, which outlive a machine unless its removal names them."""
+        return self.home / "volumes"
+
+    @property
+    def assets(self) -> Path:
+        """Hold built kernels, initramfs and bundles, one directory a key."""
+        return self.cache / "assets"
+
+    @property
+    def images(self) -> Path:
+        """Hold base images, one directory a key."""
+        return self.cache / "images"
+
+    def machine(self, machine_id: str) -> MachinePaths:
+        """Name the files of one machine."""
+        return MachinePaths(self.machines / machine_id)
+
+    @classmethod
+    def of(cls, home: Path | None = None, environ: dict[str, str] | None = None) -> Paths:
+        """Resolve them from an argument, else ``$ARCBOX_HOME`` and ``$XDG_CACHE_HOME``."""
+        env = dict(os.environ) if environ is None else environ
+        user = Path(env.get("HOME") or Path.home())
+        state = home or Path(env.get("ARCBOX_HOME") or user / ".arcbox")
+        cache = Path(env.get("XDG_CACHE_HOME") or user / ".cache") / "arcboxd"
+        return cls(state.absolute(), cache.absolute())
