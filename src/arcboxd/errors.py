@@ -1,6 +1,6 @@
 """The exceptions of the project, each of one kind; the edges translate kinds, nothing else does.
 
-A message names what was tried and on what; ``hint`` says what to do next. Both are sentences for people.
+A message names what was tried and on what; ``hint`` says what to do next. Both are for people.
 """
 
 from __future__ import annotations

@@ -175,11 +175,16 @@ class ProcessHandle:
 
 
 def spawn_detached(
-    argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    keep_fds: Sequence[int] = (),
 ) -> ProcessHandle:
     """Start a program in a session of its own, which outlives this process.
 
-    Its output is appended to ``log``, and it inherits no descriptor.
+    Its output is appended to ``log``. It inherits the descriptors ``keep_fds``, at the same
+    numbers, and no other.
 
     Raises:
         MissingToolError: There is no such program.
@@ -196,6 +201,8 @@ def spawn_detached(
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, out.fileno(), 1),
                     (os.POSIX_SPAWN_DUP2, out.fileno(), 2),
+                    # Onto itself: that takes the close-on-exec flag off (posix_spawn(3)).
+                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in keep_fds),
                 ],
                 setsid=True,
             )

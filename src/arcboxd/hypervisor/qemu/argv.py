@@ -1,0 +1,146 @@
+"""QEMU's command line for a machine. Pure: no I/O.
+
+Every value that a user or a path can influence goes into a JSON argument, or into one that QEMU
+does not parse, so that no comma or equals sign is ever read as an option.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from arcboxd.errors import UnsupportedError
+from arcboxd.hypervisor.base import Accelerator, VmConfig
+
+LINK_PORT_NAME = "arcbox.agent.0"
+NETDEV = "net0"
+PROGRAMS: Mapping[str, str] = {
+    "x86_64": "qemu-system-x86_64",
+    "aarch64": "qemu-system-aarch64",
+}
+_FIRST_DATA_SLOT = 0x10
+
+BASE_CMDLINE = (
+    "console=ttyS0 quiet panic=-1 "
+    # What probes hardware that these machines never have, or tests what needs no test at each boot.
+    "no_timer_check cryptomgr.notests i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
+    "8250.nr_uarts=1 random.trust_cpu=on rcupdate.rcu_expedited=1"
+)
+# Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there.
+TCG_CMDLINE = "mitigations=off tsc=reliable"
+
+
+def program(arch: str) -> str:
+    """Name the QEMU program for an architecture.
+
+    Raises:
+        UnsupportedError: None is known.
+    """
+    if arch not in PROGRAMS:
+        raise UnsupportedError(f"no QEMU program is known for the architecture {arch!r}")
+    return PROGRAMS[arch]
+
+
+def kernel_cmdline(accelerator: Accelerator, extra: str = "") -> str:
+    """Join the kernel's command line; what the user appends comes last, so that it wins."""
+    parts = [BASE_CMDLINE, TCG_CMDLINE if accelerator.name == "tcg" else "", extra]
+    return " ".join(part for part in parts if part)
+
+
+def build_argv(
+    config: VmConfig, accelerator: Accelerator, *, qmp_fd: int, link_fd: int
+) -> list[str]:
+    """Write the command line.
+
+    Args:
+        config: The machine.
+        accelerator: How guest code runs.
+        qmp_fd: A listening unix socket that QEMU inherits, for its monitor.
+        link_fd: The same, for the host's end of the link.
+    """
+    mib = config.memory_bytes >> 20
+    cpu = "host" if accelerator.name == "kvm" else "max"
+    accel = "kvm" if accelerator.name == "kvm" else "tcg,thread=multi"
+    argv = [
+        program(config.arch),
+        "-name", f"guest=arcbox-{config.name},process=arcbox-{config.name}",
+        "-uuid", config.uuid,
+        "-machine", "q35",
+        "-accel", accel,
+        "-cpu", cpu,
+        "-smp", f"cpus={config.cpus}",
+        "-m", f"{mib}M",
+        "-nodefaults", "-no-user-config", "-display", "none",
+        # QEMU needs no more privileges and no children once it runs.
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
+        # Until the agent has answered, a reboot or a panic ends QEMU: a failed start, not a loop.
+        "-action", "reboot=shutdown",
+        "-kernel", str(config.assets.kernel),
+        "-initrd", str(config.assets.initramfs),
+        "-append", kernel_cmdline(accelerator, config.cmdline),
+        # A chardev takes no JSON; a comma in its path is doubled.
+        "-chardev", f"file,id=console,append=on,path={_comma(config.paths.console_log)}",
+        "-serial", "chardev:console",
+        "-chardev", f"socket,id=qmp,server=on,wait=off,fd={qmp_fd}",
+        "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"socket,id=link,server=on,wait=off,fd={link_fd}",
+    ]  # fmt: skip
+    for slot, (name, path, fmt, read_only) in enumerate(
+        (
+            ("root", config.paths.disk, "qcow2", False),
+            ("modules", config.assets.modules_disk, "raw", True),
+            ("agent", config.assets.agent_disk, "raw", True),
+        ),
+        start=2,
+    ):
+        argv += _disk(name, path, fmt, slot=slot, read_only=read_only)
+    for slot, disk in enumerate(config.data_disks, start=_FIRST_DATA_SLOT):
+        argv += _disk(disk.name, disk.path, "qcow2", slot=slot, read_only=False)
+    argv += _device("virtio-serial-pci", slot=5, id="serial0")
+    argv += _json(
+        "-device", driver="virtserialport", bus="serial0.0", chardev="link", name=LINK_PORT_NAME
+    )
+    argv += _json("-netdev", type="user", id=NETDEV, ipv6=False)
+    argv += _device("virtio-net-pci", slot=6, netdev=NETDEV, mac=config.mac, romfile="")
+    argv += _json("-object", **{"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"})
+    argv += _device("virtio-rng-pci", slot=7, rng="rng0")
+    argv += _device("virtio-balloon-pci", slot=8, **{"free-page-reporting": True})
+    argv += ["-device", "vmgenid,guid=auto"]
+    return argv
+
+
+def _comma(path: Path) -> str:
+    return str(path).replace(",", ",,")
+
+
+def _json(option: str, **values: object) -> list[str]:
+    return [option, json.dumps(values)]
+
+
+def _device(driver: str, *, slot: int, **values: object) -> list[str]:
+    # Fixed addresses: a guest names its disks by the order in which it finds them.
+    return _json("-device", driver=driver, bus="pcie.0", addr=f"{slot:#x}", **values)
+
+
+def _disk(name: str, path: Path, fmt: str, *, slot: int, read_only: bool) -> list[str]:
+    node: dict[str, object] = {
+        "driver": fmt,
+        "node-name": name,
+        "read-only": read_only,
+        "file": {
+            "driver": "file",
+            "filename": str(path),
+            "read-only": read_only,
+            # A base image or bundle is read by many machines at once, and written by none.
+            "locking": "off" if read_only else "auto",
+        },
+    }
+    if not read_only:
+        # Blocks that the guest discards or zeroes go back to the host's filesystem.
+        node |= {"discard": "unmap", "detect-zeroes": "unmap"}
+        node["file"] |= {"discard": "unmap"}  # type: ignore[operator]
+    return [
+        "-blockdev", json.dumps(node),
+        *_device("virtio-blk-pci", slot=slot, drive=name, serial=name),
+    ]  # fmt: skip

@@ -1,0 +1,119 @@
+"""Launches QEMU processes, and finds those that an earlier daemon launched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+from arcboxd.domain.machine import ProcessIdentity
+from arcboxd.errors import HypervisorError
+from arcboxd.hypervisor.base import Accelerator, VmConfig
+from arcboxd.hypervisor.qemu.argv import build_argv, program
+from arcboxd.hypervisor.qemu.monitor import Monitor
+from arcboxd.hypervisor.qemu.vm import QemuVm
+from arcboxd.process import ProcessHandle, spawn_detached, tool
+
+_LOG_TAIL_BYTES = 2000
+
+
+class QemuHypervisor:
+    """Implements `arcboxd.hypervisor.base.Hypervisor`."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        """Use one accelerator for every machine of the host's architecture."""
+        self._accelerator = accelerator
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Tell how guest code is run."""
+        return self._accelerator
+
+    async def launch(self, config: VmConfig) -> QemuVm:
+        """Start QEMU, detached, and connect to its monitor.
+
+        Raises:
+            HypervisorError: It ended at once or never answered; nothing of it is left.
+            MissingToolError: QEMU is not installed.
+            NoRoomError: A forward's port is taken.
+        """
+        paths = config.paths
+        qemu = tool(program(config.arch), package="qemu-system-x86")
+        async with AsyncExitStack() as undo:
+            with ExitStack() as sockets:
+                # We bind and QEMU inherits: a connection made now waits in the backlog until QEMU
+                # takes it, with no polling, and no path of ours is parsed by QEMU.
+                qmp = sockets.enter_context(_listen(paths.qmp_socket))
+                link = sockets.enter_context(_listen(paths.link_socket))
+                undo.callback(paths.qmp_socket.unlink, missing_ok=True)
+                undo.callback(paths.link_socket.unlink, missing_ok=True)
+                argv = build_argv(
+                    config, self._accelerator, qmp_fd=qmp.fileno(), link_fd=link.fileno()
+                )
+                process = spawn_detached(
+                    [qemu, *argv[1:]], log=paths.qemu_log, keep_fds=(qmp.fileno(), link.fileno())
+                )
+            monitor = Monitor(config.name, paths.qmp_socket)
+            vm = QemuVm(process, monitor, paths)
+            undo.push_async_callback(vm.kill)
+            await self._first_answer(config, process, monitor)
+            for forward in config.forwards:
+                await vm.add_forward(forward)
+            undo.pop_all()
+            return vm
+
+    async def adopt(self, config: VmConfig, process: ProcessIdentity) -> QemuVm | None:
+        """Take over a QEMU that runs; None when that very process is gone for certain.
+
+        Raises:
+            HypervisorError: The process is there, but its monitor does not answer.
+        """
+        handle = ProcessHandle.hold(process)
+        if handle is None:
+            return None
+        monitor = Monitor(config.name, config.paths.qmp_socket)
+        try:
+            await monitor.connect()
+        except HypervisorError:
+            handle.release()
+            raise
+        return QemuVm(handle, monitor, config.paths)
+
+    async def _first_answer(
+        self, config: VmConfig, process: ProcessHandle, monitor: Monitor
+    ) -> None:
+        connect = asyncio.ensure_future(monitor.connect())
+        exit_ = asyncio.ensure_future(process.wait())
+        try:
+            await asyncio.wait({connect, exit_}, return_when=asyncio.FIRST_COMPLETED)
+            if exit_.done():
+                raise HypervisorError(
+                    f"QEMU of machine {config.name!r} ended at once: {_tail(config.paths.qemu_log)}"
+                )
+            connect.result()
+        finally:
+            for task in (connect, exit_):
+                task.cancel()
+            await asyncio.gather(connect, exit_, return_exceptions=True)
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
+        text = file.read().decode(errors="replace").strip()
+    return " / ".join(text.splitlines()[-3:]) or "it said nothing"

@@ -1,0 +1,70 @@
+"""One running QEMU, as the use cases see it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from arcboxd.domain.machine import ProcessIdentity
+from arcboxd.hypervisor.base import Forward
+from arcboxd.hypervisor.qemu import forwards
+from arcboxd.hypervisor.qemu.monitor import Monitor
+from arcboxd.paths import MachinePaths
+from arcboxd.process import ProcessHandle
+
+
+class QemuVm:
+    """Implements `arcboxd.hypervisor.base.Vm`."""
+
+    def __init__(self, process: ProcessHandle, monitor: Monitor, paths: MachinePaths) -> None:
+        """Take over the handle and the connection."""
+        self._process = process
+        self._monitor = monitor
+        self._paths = paths
+
+    @property
+    def process(self) -> ProcessIdentity:
+        """Identify the process."""
+        return self._process.identity
+
+    @property
+    def link_socket(self) -> Path:
+        """Name the host's end of the link."""
+        return self._paths.link_socket
+
+    async def wait_exit(self) -> None:
+        """Return once the process is gone."""
+        await self._process.wait()
+
+    async def allow_reset(self) -> None:
+        """Let a guest's reboot restart it from now on. Source: QMP ``set-action``."""
+        await self._monitor.execute("set-action", {"reboot": "reset"})
+
+    async def powerdown(self) -> None:
+        """Press the ACPI power button. Source: QMP ``system_powerdown``."""
+        await self._monitor.execute("system_powerdown")
+
+    async def kill(self) -> None:
+        """SIGKILL, wait until the process is gone, and take its sockets away."""
+        self._process.signal(signal.SIGKILL)
+        await self._process.wait()
+        await self._monitor.close()
+        for path in (self._paths.qmp_socket, self._paths.link_socket):
+            path.unlink(missing_ok=True)
+
+    async def forwards(self) -> tuple[Forward, ...]:
+        """Tell the forwards that are in force."""
+        return await forwards.list_forwards(self._monitor)
+
+    async def add_forward(self, forward: Forward) -> None:
+        """Open a forward."""
+        await forwards.add_forward(self._monitor, forward)
+
+    async def remove_forward(self, forward: Forward) -> None:
+        """Close a forward."""
+        await forwards.remove_forward(self._monitor, forward)
+
+    async def detach(self) -> None:
+        """Drop the connections, and leave it running."""
+        await self._monitor.close()
+        self._process.release()
