@@ -1,0 +1,1 @@
+"""Speed and memory, measured as ratios of A against B in one run."""
