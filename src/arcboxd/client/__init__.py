@@ -1,0 +1,1 @@
+"""The typed client of the daemon; the CLI and every other front use only this."""

@@ -41,19 +41,17 @@ class Monitor:
             HypervisorError: QEMU refused it, or did not answer in `COMMAND_TIMEOUT_S` seconds.
         """
         async with self._lock:
-            client = await self._connected()
-            try:
-                async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                    return await client.execute(command, arguments)
-            except ExecuteError as error:
-                raise HypervisorError(
-                    f"QEMU of machine {self._name!r} refused {command}: {error}"
-                ) from error
-            except (TimeoutError, QMPError, OSError, EOFError) as error:
-                await self._drop()
-                raise HypervisorError(
-                    f"QEMU of machine {self._name!r} did not answer {command}"
-                ) from error
+            return await self._execute(command, arguments)
+
+    async def send_fd(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of a descriptor, for a later command to name. Source: QMP ``getfd``.
+
+        Raises:
+            HypervisorError: As `execute`.
+        """
+        async with self._lock:
+            (await self._connected()).send_fd_scm(fd)
+            await self._execute("getfd", {"fdname": name})
 
     async def human(self, line: str) -> str:
         """Run a command of the human monitor, for what QMP lacks; give what it printed.
@@ -67,6 +65,21 @@ class Monitor:
         """Drop the connection. Idempotent."""
         async with self._lock:
             await self._drop()
+
+    async def _execute(self, command: str, arguments: dict[str, object] | None) -> object:
+        client = await self._connected()
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await client.execute(command, arguments)
+        except ExecuteError as error:
+            raise HypervisorError(
+                f"QEMU of machine {self._name!r} refused {command}: {error}"
+            ) from error
+        except (TimeoutError, QMPError, OSError, EOFError) as error:
+            await self._drop()
+            raise HypervisorError(
+                f"QEMU of machine {self._name!r} did not answer {command}"
+            ) from error
 
     async def _connected(self) -> QMPClient:
         if self._client is not None:

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcboxd.cli import checks
+from arcboxd.cli.checks import Verdict
+from arcboxd.paths import Paths
+
+
+def program(directory: Path, name: str, script: str) -> None:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def bin_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(checks, "_which", lambda name: _in(tmp_path, name))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    return tmp_path
+
+
+def _in(directory: Path, name: str) -> str | None:
+    return str(directory / name) if (directory / name).exists() else None
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict"),
+    [
+        ("QEMU emulator version 7.2.19 (Debian)", Verdict.OK),
+        ("QEMU emulator version 10.0.1", Verdict.OK),
+        ("QEMU emulator version 7.1.0", Verdict.MISSING),
+        ("what?", Verdict.MISSING),
+    ],
+)
+def test_qemu_must_be_7_2(bin_: Path, says: str, verdict: Verdict) -> None:
+    program(bin_, "qemu-system-x86_64", f"echo '{says}'")
+    assert checks.qemu().verdict is verdict
+
+
+def test_what_is_missing_comes_with_its_package(bin_: Path) -> None:
+    assert checks.qemu().mend == "apt-get install qemu-system-x86"
+    assert checks.filesystem_tools().mend == "apt-get install erofs-utils"
+    assert checks.tool("ssh", "openssh-client", "", False).verdict is Verdict.WARNING
+    needed = checks.tool("qemu-img", "qemu-utils", "makes disks", True)
+    assert (needed.verdict, needed.mend) == (Verdict.MISSING, "apt-get install qemu-utils")
+
+
+def test_busybox_must_be_static(bin_: Path) -> None:
+    (bin_ / "busybox").write_bytes(b"\x7fELF" + b"\0" * 500 + b"/lib64/ld-linux-x86-64.so.2\0")
+    assert checks.busybox().mend == "apt-get install busybox-static"
+    (bin_ / "busybox").write_bytes(b"\x7fELF" + b"\0" * 500)
+    assert checks.busybox().verdict is Verdict.OK
+
+
+def test_subordinate_ids_are_for_those_who_are_not_root(
+    bin_: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_user", lambda: "me")
+    assert checks.subids(uid=0, etc=bin_).verdict is Verdict.OK
+    (bin_ / "subuid").write_text("you:1:65536\nme:100000:65536\n")
+    missing = checks.subids(uid=1000, etc=bin_)
+    assert missing.mend == "usermod --add-subgids 100000-165535 me"
+    (bin_ / "subgid").write_text("1000:100000:65536\nbroken\n")
+    assert checks.subids(uid=1000, etc=bin_).mend == "apt-get install uidmap"
+    program(bin_, "newuidmap", "")
+    assert checks.subids(uid=1000, etc=bin_).verdict is Verdict.OK
+
+
+def test_socket_paths_must_fit(tmp_path: Path) -> None:
+    assert checks.socket_length(Paths(Path("/s"), tmp_path)).verdict is Verdict.OK
+    deep = Paths(Path("/" + "d" * 90), tmp_path)
+    assert checks.socket_length(deep).verdict is Verdict.MISSING
+
+
+def test_a_bad_setting_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("accelerator = 'warp'\n")
+    found = checks.accelerator(Paths(tmp_path, tmp_path))
+    assert found.verdict is Verdict.MISSING
+    assert "warp" in found.detail
