@@ -42,6 +42,23 @@ class DataDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """A file that is a machine's RAM. Shared: writes go to it; else it is mapped copy-on-write."""
+
+    path: Path
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """What `Vm.save` wrote, for `Hypervisor.launch` to go on from."""
+
+    path: Path
+    memory_in_file: bool
+    """The RAM is not in it, but in the machine's `MemoryFile`."""
+
+
+@dataclass(frozen=True, slots=True)
 class VmConfig:
     """All that one virtual machine is made of."""
 
@@ -57,6 +74,8 @@ class VmConfig:
     cmdline: str = ""
     forwards: tuple[Forward, ...] = ()
     data_disks: tuple[DataDisk, ...] = ()
+    memory_file: MemoryFile | None = None
+    """None: anonymous memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +122,31 @@ class Vm(Protocol):
         """
         ...
 
+    async def pause(self) -> None:
+        """Stop the virtual processors; the disks are settled when this returns.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Let the virtual processors go on.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def save(self, path: Path, *, memory_in_file: bool, timeout_s: float) -> SavedState:
+        """Write the state of a paused machine to a file, which is on the disk when this returns.
+
+        Raises:
+            HypervisorError: It cannot be saved; it is paused as before.
+            TooLateError: It took longer than ``timeout_s`` seconds.
+        """
+        ...
+
     async def kill(self) -> None:
         """SIGKILL, and wait until the process is gone. Idempotent."""
         ...
@@ -145,8 +189,10 @@ class Hypervisor(Protocol):
         """Tell how guest code is run."""
         ...
 
-    async def launch(self, config: VmConfig) -> Vm:
+    async def launch(self, config: VmConfig, state: SavedState | None = None) -> Vm:
         """Start a virtual machine; it outlives this process.
+
+        With a saved state it is paused where that was saved, and `Vm.resume` lets it go on.
 
         Raises:
             HypervisorError: It ended at once or never answered; nothing of it is left.

@@ -49,7 +49,7 @@ def kernel_cmdline(accelerator: Accelerator, extra: str = "") -> str:
 
 
 def build_argv(
-    config: VmConfig, accelerator: Accelerator, *, qmp_fd: int, link_fd: int
+    config: VmConfig, accelerator: Accelerator, *, qmp_fd: int, link_fd: int, incoming: bool = False
 ) -> list[str]:
     """Write the command line.
 
@@ -58,6 +58,7 @@ def build_argv(
         accelerator: How guest code runs.
         qmp_fd: A listening unix socket that QEMU inherits, for its monitor.
         link_fd: The same, for the host's end of the link.
+        incoming: Wait, paused, for a saved state.
     """
     mib = config.memory_bytes >> 20
     cpu = "host" if accelerator.name == "kvm" else "max"
@@ -66,7 +67,7 @@ def build_argv(
         program(config.arch),
         "-name", f"guest=arcbox-{config.name},process=arcbox-{config.name}",
         "-uuid", config.uuid,
-        "-machine", "q35",
+        "-machine", "q35,memory-backend=ram",
         "-accel", accel,
         "-cpu", cpu,
         "-smp", f"cpus={config.cpus}",
@@ -86,6 +87,17 @@ def build_argv(
         "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=link,server=on,wait=off,fd={link_fd}",
     ]  # fmt: skip
+    # One name for the RAM wherever it lives: a saved state knows it by that.
+    ram: dict[str, object] = {"qom-type": "memory-backend-ram", "id": "ram", "size": mib << 20}
+    if config.memory_file is not None:
+        ram |= {
+            "qom-type": "memory-backend-file",
+            "mem-path": str(config.memory_file.path),
+            "share": config.memory_file.shared,
+        }
+    argv += _json("-object", **ram)
+    if incoming:
+        argv += ["-S", "-incoming", "defer"]
     for slot, (name, path, fmt, read_only) in enumerate(
         (
             ("root", config.paths.disk, "qcow2", False),

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.errors import HypervisorError
-from arcboxd.hypervisor.base import Accelerator, VmConfig
+from arcboxd.hypervisor.base import Accelerator, SavedState, VmConfig
 from arcboxd.hypervisor.qemu.argv import build_argv, program
+from arcboxd.hypervisor.qemu.migration import load_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.hypervisor.qemu.vm import QemuVm
 from arcboxd.process import ProcessHandle, spawn_detached, tool
 
 _LOG_TAIL_BYTES = 2000
+_LOAD_TIMEOUT_S = 120.0
 
 
 class QemuHypervisor:
@@ -31,7 +33,7 @@ class QemuHypervisor:
         """Tell how guest code is run."""
         return self._accelerator
 
-    async def launch(self, config: VmConfig) -> QemuVm:
+    async def launch(self, config: VmConfig, state: SavedState | None = None) -> QemuVm:
         """Start QEMU, detached, and connect to its monitor.
 
         Raises:
@@ -50,7 +52,11 @@ class QemuHypervisor:
                 undo.callback(paths.qmp_socket.unlink, missing_ok=True)
                 undo.callback(paths.link_socket.unlink, missing_ok=True)
                 argv = build_argv(
-                    config, self._accelerator, qmp_fd=qmp.fileno(), link_fd=link.fileno()
+                    config,
+                    self._accelerator,
+                    qmp_fd=qmp.fileno(),
+                    link_fd=link.fileno(),
+                    incoming=state is not None,
                 )
                 process = spawn_detached(
                     [qemu, *argv[1:]], log=paths.qemu_log, keep_fds=(qmp.fileno(), link.fileno())
@@ -59,6 +65,13 @@ class QemuHypervisor:
             vm = QemuVm(process, monitor, paths)
             undo.push_async_callback(vm.kill)
             await self._first_answer(config, process, monitor)
+            if state is not None:
+                await load_state(
+                    monitor,
+                    state.path,
+                    shared_ram_stays=state.memory_in_file,
+                    timeout_s=_LOAD_TIMEOUT_S,
+                )
             for forward in config.forwards:
                 await vm.add_forward(forward)
             undo.pop_all()

@@ -6,8 +6,9 @@ import signal
 from pathlib import Path
 
 from arcboxd.domain.machine import ProcessIdentity
-from arcboxd.hypervisor.base import Forward
+from arcboxd.hypervisor.base import Forward, SavedState
 from arcboxd.hypervisor.qemu import forwards
+from arcboxd.hypervisor.qemu.migration import save_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.paths import MachinePaths
 from arcboxd.process import ProcessHandle
@@ -43,6 +44,19 @@ class QemuVm:
     async def powerdown(self) -> None:
         """Press the ACPI power button. Source: QMP ``system_powerdown``."""
         await self._monitor.execute("system_powerdown")
+
+    async def pause(self) -> None:
+        """Stop the virtual processors. Source: QMP ``stop``."""
+        await self._monitor.execute("stop")
+
+    async def resume(self) -> None:
+        """Let the virtual processors go on. Source: QMP ``cont``."""
+        await self._monitor.execute("cont")
+
+    async def save(self, path: Path, *, memory_in_file: bool, timeout_s: float) -> SavedState:
+        """Write the state of the paused machine to a file."""
+        await save_state(self._monitor, path, shared_ram_stays=memory_in_file, timeout_s=timeout_s)
+        return SavedState(path, memory_in_file)
 
     async def kill(self) -> None:
         """SIGKILL, wait until the process is gone, and take its sockets away."""
