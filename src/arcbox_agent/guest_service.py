@@ -1,0 +1,46 @@
+"""GuestService: what the daemon needs of the agent beyond the published contract."""
+
+# Imports come late: start-up takes long under emulation.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arcbox_agent import exec as exec_call
+from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
+
+if TYPE_CHECKING:
+    from grpclib.server import Stream
+
+    from arcbox_agent.cgroup import Cgroups
+    from arcbox_agent.kernel import Kernel
+
+
+class GuestService:
+    """Serves arcbox.ext.v1.GuestService, one method an RPC. See guest.proto for what each means."""
+
+    def __init__(self, kernel: Kernel, cgroups: Cgroups, root: str) -> None:
+        """Serve for the system whose files lie below `root`."""
+        self._kernel = kernel
+        self._cgroups = cgroups
+        self._root = root
+
+    async def Configure(self, request: guest_pb2.ConfigureRequest) -> guest_pb2.ConfigureResponse:
+        """Make this machine the one that the host says it is."""
+        from arcbox_agent import configure
+
+        return await configure.configure(request, self._kernel, self._root)
+
+    async def Exec(self, stream: Stream[guest_pb2.ExecInput, guest_pb2.ExecOutput]) -> None:
+        """Run a process."""
+        await exec_call.run(stream, self._cgroups, self._root)
+
+    async def WaitForPort(
+        self, request: guest_pb2.WaitForPortRequest
+    ) -> guest_pb2.WaitForPortResponse:
+        """Wait for a listener."""
+        from arcbox_agent.ports import wait_for_port
+
+        await wait_for_port(request.port, request.timeout_millis / 1000)
+        return guest_pb2.WaitForPortResponse()

@@ -1,0 +1,104 @@
+"""The kernel's state that the agent changes: clock, hostname, entropy, network, filesystems.
+
+`Kernel` does it; `NoKernel` pretends to, for an agent that is run on a host to be tried out.
+"""
+
+# pathlib is not imported and imports come late: start-up takes long under emulation.
+# ruff: noqa: PLC0415, PTH123
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+
+
+class Kernel:
+    """The running kernel. Every method raises OSError when it refuses."""
+
+    def set_clock(self, unix_nanos: int) -> None:
+        """Set the wall clock."""
+        time.clock_settime_ns(time.CLOCK_REALTIME, unix_nanos)
+
+    def set_hostname(self, name: str) -> None:
+        """Set the hostname, unless it is that already."""
+        import socket
+
+        if socket.gethostname() != name:
+            socket.sethostname(name)
+
+    def add_entropy(self, data: bytes) -> None:
+        """Mix bytes into the random generator, credit them, and make it reseed at once.
+
+        A clone shares its generator's state with its template until this is done.
+
+        Source: random(4); include/uapi/linux/random.h.
+        """
+        import struct
+
+        fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            pool = struct.pack("=ii", len(data) * 8, len(data)) + data
+            fcntl.ioctl(fd, _RNDADDENTROPY, pool)
+            fcntl.ioctl(fd, _RNDRESEEDCRNG)
+        finally:
+            os.close(fd)
+
+    async def configure_network(self, address: str, gateway: str) -> None:
+        """Give the first network card its address and the machine its way out."""
+        from arcbox_agent.network import configure
+
+        await configure(address, gateway)
+
+    def grow_root(self) -> None:
+        """Grow the root filesystem to its device. Blocks: for a thread."""
+        from arcbox_agent.disk import grow_root
+
+        grow_root()
+
+    async def shut_down(self, grace_s: float) -> None:
+        """End all processes in order and power off."""
+        from arcbox_agent.shutdown import LinuxSystem, shut_down
+
+        await shut_down(LinuxSystem(), grace_s)
+
+    def reload_sshd(self) -> None:
+        """Make a running SSH server read its keys again."""
+        import signal
+
+        try:
+            with open("/run/sshd.pid", encoding="ascii") as file:
+                pid = int(file.read())
+            with open(f"/proc/{pid}/comm", encoding="ascii") as file:
+                if file.read().strip() == "sshd":
+                    os.kill(pid, signal.SIGHUP)
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            pass
+
+
+class NoKernel(Kernel):
+    """Changes nothing."""
+
+    def set_clock(self, unix_nanos: int) -> None:
+        """Leave the clock."""
+
+    def set_hostname(self, name: str) -> None:
+        """Leave the hostname."""
+
+    def add_entropy(self, data: bytes) -> None:
+        """Leave the generator."""
+
+    async def configure_network(self, address: str, gateway: str) -> None:
+        """Leave the network."""
+
+    def grow_root(self) -> None:
+        """Leave the disk."""
+
+    async def shut_down(self, grace_s: float) -> None:
+        """Go on."""
+
+    def reload_sshd(self) -> None:
+        """Leave the server."""

@@ -1,0 +1,86 @@
+"""The targets of the link, over a real session in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from arcbox_agent.agent_service import AgentService
+from arcbox_agent.kernel import NoKernel
+from arcbox_agent.link import Targets
+from arcbox_agent.rpc import Server, mapping
+from arcboxd.errors import LinkError
+from arcboxd.link.peer import Peer
+from arcboxd.link.proxy import proxy
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Peer]:
+    """The host's end of a link whose other end serves the agent's targets."""
+    service = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
+    server = Server(mapping(AgentService(NoKernel(), ""), service))
+    host = Peer(role="host")
+    guest = Peer(role="guest", accept=Targets(server).accept)
+    loop = asyncio.get_running_loop()
+    for end, peer in zip(socket.socketpair(), (host, guest), strict=True):
+        end.setblocking(False)
+        await loop.create_connection(lambda peer=peer: peer.protocol, sock=end)  # type: ignore[misc]
+    async with asyncio.timeout(5):
+        await host.wait_session()
+    yield host
+    host.close()
+    guest.close()
+    await asyncio.sleep(0.05)
+
+
+async def test_grpc_over_the_link(host: Peer, tmp_path: Path) -> None:
+    async def bridge(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await proxy(await host.open("grpc"), reader, writer)
+
+    listener = await asyncio.start_unix_server(bridge, tmp_path / "s")
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
+        stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
+        reply = await stub.Ping(agent_pb2.AgentPingRequest(message="x" * 1_000_000))
+        assert len(reply.message) == 1_000_000
+    listener.close()
+    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_sockets_of_the_guest(host: Peer, tmp_path: Path, kind: str) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.read()).upper())
+        await writer.drain()
+        writer.close()
+
+    if kind == "unix":
+        listener = await asyncio.start_unix_server(echo, tmp_path / "e")
+        target = f"unix:{tmp_path}/e"
+    else:
+        listener = await asyncio.start_server(echo, "127.0.0.1", 0)
+        target = f"tcp:localhost:{listener.sockets[0].getsockname()[1]}"
+    stream = await host.open(target)
+    await stream.write(b"hello")
+    await stream.close_write()
+    assert await stream.read() == b"HELLO"
+    assert await stream.read() == b""
+    listener.close()
+    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "target", ["", "nonsense", "unix:relative", "tcp:127.0.0.1:99999", "tcp::80", "unix:/no/such"]
+)
+async def test_other_targets_are_refused(host: Peer, target: str) -> None:
+    with pytest.raises(LinkError):
+        async with asyncio.timeout(5):
+            await host.open(target)
+    with contextlib.suppress(LinkError):
+        await asyncio.sleep(0)

@@ -1,0 +1,69 @@
+"""Handlers from descriptors, and how little the agent imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from grpclib.const import Cardinality
+
+from arcbox_agent.agent_service import AgentService
+from arcbox_agent.cgroup import Cgroups
+from arcbox_agent.guest_service import GuestService
+from arcbox_agent.kernel import NoKernel
+from arcbox_agent.rpc import mapping
+from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2
+
+SOURCE = Path(__file__).parents[3] / "src"
+AGENT = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
+GUEST = guest_pb2.DESCRIPTOR.services_by_name["GuestService"]
+
+
+def test_every_method_of_the_services_is_served() -> None:
+    handlers = mapping(AgentService(NoKernel(), ""), AGENT)
+    handlers |= mapping(GuestService(NoKernel(), Cgroups(""), ""), GUEST)
+    assert set(handlers) == {
+        f"/{service.full_name}/{method.name}"
+        for service in (AGENT, GUEST)
+        for method in service.methods
+    }
+    ping = handlers["/arcbox.v1.AgentService/Ping"]
+    assert ping.cardinality is Cardinality.UNARY_UNARY
+    assert ping.request_type is agent_pb2.AgentPingRequest
+    assert ping.reply_type is agent_pb2.AgentPingResponse
+    assert handlers["/arcbox.ext.v1.GuestService/Exec"].cardinality is Cardinality.STREAM_STREAM
+
+
+def test_a_missing_method_is_noticed_at_start() -> None:
+    with pytest.raises(TypeError, match="Ping"):
+        mapping(object(), AGENT)
+
+
+def test_start_up_imports_nothing_that_can_wait() -> None:
+    program = (
+        "import sys; sys.modules['ssl'] = None; import arcbox_agent.main, arcbox_agent.link;"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-S", "-c", program],
+        env={"PYTHONPATH": ":".join([str(SOURCE), *sys.path[1:]])},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    unwanted = {
+        "_ssl",
+        "argparse",
+        "arcbox_agent.configure",
+        "arcbox_agent.shutdown",
+        "arcbox_agent.sysinfo",
+        "ctypes",
+        "google.rpc",
+        "grpc",
+        "grpclib.client",
+        "pwd",
+    }
+    assert unwanted.isdisjoint(loaded)
