@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from arcboxd.assets.floor import floor_initramfs
+
 from arcboxd.assets.store import AssetStore
-from arcboxd.hypervisor.base import BootAssets
+from arcboxd.domain.image import BootAssets
 from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
 from arcboxd.hypervisor.qemu.argv import kernel_cmdline, program
 from arcboxd.paths import Paths

@@ -6,20 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from arcboxd.domain.image import BootAssets
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.paths import MachinePaths
-
-
-@dataclass(frozen=True, slots=True)
-class BootAssets:
-    """The files that every machine of an architecture boots from; all read-only and shared."""
-
-    key: str
-    kernel: Path
-    initramfs: Path
-    modules_disk: Path
-    agent_disk: Path
-    kernel_version: str
 
 
 @dataclass(frozen=True, slots=True)

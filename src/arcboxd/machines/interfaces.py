@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Identity, Pong, SystemInfo
+from arcboxd.domain.image import BaseImage, BootAssets, ProgressFn
 from arcboxd.domain.machine import Machine
-from arcboxd.hypervisor.base import BootAssets
-
-ProgressFn = Callable[[str, int, int], None]
-"""Called with a step's phrase, how much is done, and how much there is in all (0: not known)."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaseImage:
-    """A read-only root filesystem that overlays are made on."""
-
-    key: str
-    path: Path
-    format: str
-    """As qemu-img names it: ``raw`` or ``qcow2``."""
-    virtual_bytes: int
-    distro: str
-    version: str
-    arch: str
 
 
 class GuestAgent(Protocol):

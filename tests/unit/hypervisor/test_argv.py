@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from arcboxd.domain.image import BootAssets
 from arcboxd.errors import UnsupportedError
-from arcboxd.hypervisor.base import Accelerator, BootAssets, DataDisk, VmConfig
+from arcboxd.hypervisor.base import Accelerator, DataDisk, VmConfig
 from arcboxd.hypervisor.qemu.argv import build_argv, kernel_cmdline, program
 from arcboxd.paths import MachinePaths
 

@@ -1,0 +1,44 @@
+"""Which implementation stands behind each interface; the only place that knows them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arcboxd.assets.mirror import Mirror
+from arcboxd.assets.store import AssetStore
+from arcboxd.guest.connector import LinkConnector
+from arcboxd.hypervisor.base import Hypervisor
+from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
+from arcboxd.hypervisor.qemu.hypervisor import QemuHypervisor
+from arcboxd.images.store import ImageStore
+from arcboxd.machines.interfaces import AgentConnector, Assets, Images
+from arcboxd.paths import Paths
+from arcboxd.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the use cases are given."""
+
+    hypervisor: Hypervisor
+    connector: AgentConnector
+    assets: Assets
+    images: Images
+
+
+def build(settings: Settings, paths: Paths) -> Parts:
+    """Give the real implementations.
+
+    Raises:
+        InvalidArgumentError: The accelerator asked for does not exist.
+    """
+    accelerator = choose_accelerator(settings.accelerator)
+    mirror = None
+    if settings.debian_mirror:
+        mirror = Mirror(settings.debian_mirror, settings.debian_security_mirror)
+    return Parts(
+        hypervisor=QemuHypervisor(accelerator),
+        connector=LinkConnector(paths, timeout_scale=accelerator.timeout_scale),
+        assets=AssetStore(paths, mirror=mirror),
+        images=ImageStore(paths, mirror=mirror),
+    )

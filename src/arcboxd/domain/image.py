@@ -1,0 +1,36 @@
+"""What machines boot from, as plain values. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ProgressFn = Callable[[str, int, int], None]
+"""Called with a step's phrase, how much is done, and how much there is in all (0: not known)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootAssets:
+    """The files that every machine of an architecture boots from; all read-only and shared."""
+
+    key: str
+    kernel: Path
+    initramfs: Path
+    modules_disk: Path
+    agent_disk: Path
+    kernel_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A read-only root filesystem that overlays are made on."""
+
+    key: str
+    path: Path
+    format: str
+    """As qemu-img names it: ``raw`` or ``qcow2``."""
+    virtual_bytes: int
+    distro: str
+    version: str
+    arch: str

@@ -1,0 +1,142 @@
+"""The link to one guest's agent, held while its machine lives, and served as ``agent.sock``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from arcboxd import aio
+from arcboxd.errors import LinkError
+from arcboxd.link.peer import Peer, proxy
+
+_log = logging.getLogger(__name__)
+
+TARGET = "grpc"
+"""The mux target of the agent's gRPC server."""
+_RETRY_FIRST_S = 0.02
+_RETRY_MOST_S = 1.0
+_KEEPALIVE_S = 20.0
+_OPEN_S = 10.0
+_MAX_CLIENTS = 128
+
+
+class AgentLink:
+    """Holds a session with an agent, and connects clients of a unix socket to its gRPC server."""
+
+    def __init__(
+        self,
+        name: str,
+        link_socket: Path,
+        agent_socket: Path,
+        on_session: Callable[[], Awaitable[None]],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """Prepare; `open` begins.
+
+        Args:
+            name: The machine's, for the log.
+            link_socket: The host's end of the virtio-serial port.
+            agent_socket: Where clients of the agent connect.
+            on_session: Run in a task of its own for each session; cancelled when the session ends.
+            on_lost: Called when a session ends.
+        """
+        self._name = name
+        self._link_socket = link_socket
+        self._agent_socket = agent_socket
+        self._on_session = on_session
+        self._on_lost = on_lost
+        self._peer: Peer | None = None
+        self._server: asyncio.Server | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._greeter: asyncio.Task[None] | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Serve the socket, and begin to connect.
+
+        Raises:
+            LinkError: The socket cannot be made.
+        """
+        try:
+            self._agent_socket.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(self._accept, self._agent_socket)
+            self._agent_socket.chmod(0o600)
+        except OSError as error:
+            raise LinkError(f"cannot serve {self._agent_socket}: {error}") from error
+        self._keeper = aio.spawn(self._keep(), name=f"link to {self._name}")
+
+    async def close(self) -> None:
+        """End the session and whatever is served. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._agent_socket.unlink(missing_ok=True)
+        for task in (self._keeper, self._greeter, *self._clients):
+            if task is not None:
+                await aio.cancel(task)
+        self._keeper = self._greeter = None
+
+    async def _keep(self) -> None:
+        delay_s = _RETRY_FIRST_S
+        while True:
+            try:
+                sessions = await self._connection()
+            except OSError as error:
+                # QEMU takes one client at a time, and listens again once it has seen the last go.
+                _log.debug("no connection to the port of %s: %s", self._name, error)
+                sessions = 0
+            delay_s = _RETRY_FIRST_S if sessions else min(delay_s * 2, _RETRY_MOST_S)
+            await asyncio.sleep(delay_s)
+
+    async def _connection(self) -> int:
+        """Use one connection to the port until it is lost; tell how many sessions it had."""
+        peer = Peer(role="host", hello=b"arcboxd", keepalive_s=_KEEPALIVE_S)
+        peer.on_session = self._session_up
+        peer.on_lost = self._session_down
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_unix_connection(lambda: peer.protocol, str(self._link_socket))
+            self._peer = peer
+            await peer.closed()
+        finally:
+            self._peer = None
+            peer.close()
+        return peer.session_count
+
+    def _session_up(self) -> None:
+        if self._greeter is not None:
+            self._greeter.cancel()
+        self._greeter = aio.spawn(self._greet(), name=f"session of {self._name}")
+
+    def _session_down(self, reason: str) -> None:
+        _log.info("session with the agent of %s ended: %s", self._name, reason)
+        if self._greeter is not None:
+            self._greeter.cancel()
+        self._on_lost()
+
+    async def _greet(self) -> None:
+        await self._on_session()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Not a coroutine: asyncio would keep the task, and log what its owner should.
+        if len(self._clients) >= _MAX_CLIENTS:
+            writer.close()
+            return
+        task = aio.spawn(self._serve(reader, writer), name=f"client of {self._name}")
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            try:
+                async with asyncio.timeout(_OPEN_S):
+                    if self._peer is None:
+                        return
+                    stream = await self._peer.open(TARGET)
+            except (LinkError, TimeoutError) as error:
+                _log.debug("no stream to the agent of %s: %s", self._name, error)
+                return
+            await proxy(stream, reader, writer)

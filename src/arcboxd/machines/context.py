@@ -1,0 +1,80 @@
+"""What every use case works with: the machines, what runs, and the parts given from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from arcboxd.domain.image import ProgressFn
+from arcboxd.domain.machine import Machine, MachineState
+from arcboxd.errors import MachineStateError
+from arcboxd.hypervisor.base import Hypervisor, Vm
+from arcboxd.machines.events import EventBus
+from arcboxd.machines.interfaces import AgentConnector, Assets, GuestAgent, Images
+from arcboxd.machines.locks import Locks
+from arcboxd.machines.registry import Registry
+from arcboxd.paths import Paths
+from arcboxd.settings import Settings
+
+
+@dataclass(slots=True)
+class Running:
+    """A machine's process and its agent, while this daemon holds them."""
+
+    vm: Vm
+    agent: GuestAgent
+    watcher: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Context:
+    """Everything a use case needs; one a daemon."""
+
+    settings: Settings
+    paths: Paths
+    hypervisor: Hypervisor
+    connector: AgentConnector
+    assets: Assets
+    images: Images
+    registry: Registry
+    events: EventBus
+    locks: Locks = field(default_factory=Locks)
+    running: dict[str, Running] = field(default_factory=dict)
+    background: set[asyncio.Task[None]] = field(default_factory=set)
+    now_ns: Callable[[], int] = time.time_ns
+
+    def scaled(self, seconds: float) -> float:
+        """Stretch a time that was chosen for kvm to what the accelerator needs."""
+        return seconds * self.hypervisor.accelerator.timeout_scale
+
+    def reporter(self, machine: Machine) -> ProgressFn:
+        """Give a function that tells progress as an event of this machine."""
+
+        def report(step: str, done: int, total: int) -> None:
+            finished = 0 < total <= done
+            self.events.progress(machine.spec.name, step, done, total, finished=finished)
+
+        return report
+
+    async def running_machine(self, ref: str, verb: str) -> tuple[Machine, Running]:
+        """Give a machine that runs, waiting while this daemon still takes it over.
+
+        Raises:
+            InvalidArgumentError: The reference cannot name one machine.
+            MachineNotFoundError: It names none.
+            MachineStateError: The machine does not run.
+        """
+        machine_id = self.registry.find(ref).id
+        await self.locks.settled(machine_id)
+        machine = self.registry.get(machine_id)
+        running = self.running.get(machine_id)
+        if running is None or machine.state not in {MachineState.RUNNING, MachineState.STOPPING}:
+            raise MachineStateError(
+                f"cannot {verb} machine {machine.spec.name!r}: it is {machine.state}",
+                hint=f"start it with: arcbox start {machine.spec.name}"
+                if machine.state is MachineState.STOPPED
+                else f"see why with: arcbox inspect {machine.spec.name}",
+            )
+        return machine, running

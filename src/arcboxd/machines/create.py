@@ -1,0 +1,97 @@
+"""Create a machine: its record, its directory, its disk and its keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+
+from arcboxd.domain.image import BaseImage
+from arcboxd.domain.machine import Machine, MachineSpec, MachineState
+from arcboxd.errors import InvalidArgumentError
+from arcboxd.machines import ssh
+from arcboxd.machines.context import Context
+from arcboxd.machines.undo import Undo, together
+from arcboxd.machines.validate import NewMachine, check_new, login_name
+from arcboxd.paths import MachinePaths
+from arcboxd.process import run, tool
+
+_QEMU_IMG_TIMEOUT_S = 60.0
+_SECTOR_BYTES = 512
+
+
+async def create(ctx: Context, new: NewMachine) -> Machine:
+    """Make a new, stopped machine.
+
+    Everything is checked before anything exists. If it fails or is cancelled, nothing of the
+    machine is left: no record, file or process. A base image that was built meanwhile stays.
+
+    Raises:
+        InvalidArgumentError: A value can never be accepted.
+        UnsupportedError: This version or host cannot do it.
+        MachineExistsError: The name is taken.
+        AssetBuildError: The base image could not be built.
+        MissingToolError: A program is missing on the host.
+        StoreError: It could not be recorded.
+    """
+    spec = check_new(new, ctx.settings, ctx.images)
+    ctx.registry.check_free(spec.name)
+    machine = _new_record(ctx, spec)
+    paths = ctx.paths.machine(machine.id)
+    with ctx.locks.hold(machine, "create"):
+        async with Undo() as undo:
+            undo.push_async_callback(discard, ctx, machine.id)
+            await ctx.registry.add(machine)
+            report = ctx.reporter(machine)
+            image = await ctx.images.ensure(spec.distro, spec.version, spec.arch, report)
+            if spec.disk_bytes < image.virtual_bytes:
+                raise InvalidArgumentError(
+                    f"a disk of {spec.disk_bytes} bytes is too small for {spec.distro}",
+                    hint=f"give at least {image.virtual_bytes} bytes",
+                )
+            paths.directory.mkdir(mode=0o700, parents=True)
+            await together(_make_disk(image, paths, spec.disk_bytes), ssh.make_keys(machine, paths))
+            machine = await ctx.registry.move(machine.id, MachineState.STOPPED, image_key=image.key)
+            undo.pop_all()
+    return machine
+
+
+async def discard(ctx: Context, machine_id: str) -> None:
+    """Take away a machine that was never finished: first its files, then its record. Idempotent."""
+    if any(machine.id == machine_id for machine in ctx.registry.all()):
+        directory = ctx.paths.machine(machine_id).directory
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        await ctx.registry.erase(machine_id)
+
+
+def _new_record(ctx: Context, spec: MachineSpec) -> Machine:
+    known = ctx.registry.all()
+    ids, macs = {m.id for m in known}, {m.mac for m in known}
+    while (machine_id := secrets.token_hex(6)) in ids:
+        pass
+    while (mac := _random_mac()) in macs:
+        pass
+    return Machine(
+        id=machine_id,
+        spec=spec,
+        state=MachineState.CREATING,
+        created_unix_ns=ctx.now_ns(),
+        image_key="",
+        user=login_name(os.getuid()),
+        mac=mac,
+        machine_id=secrets.token_hex(16),
+    )
+
+
+def _random_mac() -> str:
+    # 52:54:00 is QEMU's own prefix: locally administered, and no vendor's.
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+
+
+async def _make_disk(image: BaseImage, paths: MachinePaths, disk_bytes: int) -> None:
+    # Both paths are absolute, so that qemu-img takes neither for an option or a protocol.
+    argv = [tool("qemu-img", package="qemu-utils"), "create", "-q", "-f", "qcow2"]
+    argv += ["-b", str(image.path.absolute()), "-F", image.format, str(paths.disk.absolute())]
+    size = -(-disk_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
+    await run([*argv, str(size)], timeout_s=_QEMU_IMG_TIMEOUT_S)

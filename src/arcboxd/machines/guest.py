@@ -1,0 +1,72 @@
+"""What a running machine's agent is asked: ping, system information, exec."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Pong, SystemInfo
+from arcboxd.errors import InvalidArgumentError
+from arcboxd.machines.context import Context
+
+
+async def ping(ctx: Context, ref: str) -> Pong:
+    """Ask a machine's agent for an answer.
+
+    Raises:
+        MachineNotFoundError: There is no such machine.
+        MachineStateError: It does not run.
+        AgentUnreachableError: Its agent does not answer.
+    """
+    _, running = await ctx.running_machine(ref, "ping")
+    return await running.agent.ping("ping")
+
+
+async def system_info(ctx: Context, ref: str) -> SystemInfo:
+    """Read what a machine's guest says of itself.
+
+    Raises:
+        MachineNotFoundError: There is no such machine.
+        MachineStateError: It does not run.
+        AgentUnreachableError: Its agent does not answer.
+    """
+    _, running = await ctx.running_machine(ref, "ask")
+    return await running.agent.system_info()
+
+
+async def exec_(
+    ctx: Context, ref: str, spec: ExecSpec, inputs: AsyncIterator[ExecInput]
+) -> AsyncIterator[ExecOutput]:
+    """Begin a process in a machine; its outputs are pulled: a slow reader slows the process.
+
+    Closing the iterator kills the process and its descendants.
+
+    Raises:
+        InvalidArgumentError: The process can never be run.
+        MachineNotFoundError: There is no such machine.
+        MachineStateError: It does not run.
+        AgentUnreachableError: Its agent does not answer.
+    """
+    check_exec(spec)
+    _, running = await ctx.running_machine(ref, "run a command in")
+    return running.agent.exec(spec, inputs)
+
+
+def check_exec(spec: ExecSpec) -> None:
+    """Refuse what no process can be given.
+
+    Raises:
+        InvalidArgumentError: It says what.
+    """
+    if not spec.argv or not spec.argv[0]:
+        raise InvalidArgumentError("no command was given", hint="the first word is the program")
+    if spec.working_dir and not spec.working_dir.startswith("/"):
+        raise InvalidArgumentError(
+            f"the working directory {spec.working_dir[:80]!r} is not absolute",
+            hint="begin it with a slash",
+        )
+    for key in spec.env:
+        if not key or "=" in key:
+            raise InvalidArgumentError(f"{key[:80]!r} cannot be an environment variable's name")
+    words = (*spec.argv, *spec.env, *spec.env.values(), spec.working_dir, spec.user)
+    if any("\0" in word for word in words):
+        raise InvalidArgumentError("an argument has a NUL character, which no process can be given")

@@ -1,0 +1,107 @@
+"""The use cases in one place, for whatever serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from arcboxd import aio
+from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Pong, SystemInfo
+from arcboxd.domain.machine import Machine, MachineState
+from arcboxd.machines import adopt, guest, ssh
+from arcboxd.machines.context import Context
+from arcboxd.machines.create import create
+from arcboxd.machines.remove import remove
+from arcboxd.machines.start import start
+from arcboxd.machines.stop import stop
+from arcboxd.machines.validate import NewMachine
+
+_log = logging.getLogger(__name__)
+
+_UNDO_S = 5.0
+
+
+class Machines:
+    """All machines of a state directory. Each method says its errors where it is written."""
+
+    def __init__(self, context: Context) -> None:
+        """Serve nothing yet; `open` does."""
+        self.context = context
+
+    async def open(self) -> None:
+        """Load the records, clean up after a crash, and begin to adopt in the background.
+
+        Raises:
+            StoreError: The records cannot be read.
+        """
+        await self.context.registry.load()
+        await adopt.clean_up(self.context)
+        adopt.supervise(self.context)
+
+    async def close(self) -> None:
+        """Let go of every machine, and leave it running. Idempotent."""
+        for task in tuple(self.context.background):
+            await aio.cancel(task)
+        self.context.background.clear()
+        try:
+            # A start that was cancelled with its call still has to kill and record.
+            async with asyncio.timeout(_UNDO_S):
+                await self.context.locks.all_free()
+        except TimeoutError:
+            _log.warning("some operations did not end in time; the next daemon looks after them")
+        held, self.context.running = dict(self.context.running), {}
+        for machine_id, running in held.items():
+            if running.watcher is not None:
+                await aio.cancel(running.watcher)
+            try:
+                async with asyncio.timeout(2.0):
+                    await running.agent.close()
+                    await running.vm.detach()
+            except Exception:  # noqa: BLE001
+                _log.exception("machine %s was not let go of in order", machine_id)
+
+    def list(self, *, all_states: bool) -> tuple[Machine, ...]:
+        """Give the machines, oldest first: all, or only those that are not just stopped."""
+        machines = self.context.registry.all()
+        if all_states:
+            return machines
+        return tuple(m for m in machines if m.state is not MachineState.STOPPED)
+
+    def inspect(self, ref: str) -> Machine:
+        """Give one machine."""
+        return self.context.registry.find(ref)
+
+    async def create(self, new: NewMachine) -> Machine:
+        """Make a new, stopped machine: `arcboxd.machines.create`."""
+        return await create(self.context, new)
+
+    async def start(self, ref: str) -> None:
+        """Start a machine: `arcboxd.machines.start`."""
+        await start(self.context, ref)
+
+    async def stop(self, ref: str, *, force: bool = False) -> None:
+        """Stop a machine: `arcboxd.machines.stop`."""
+        await stop(self.context, ref, force=force)
+
+    async def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove a machine: `arcboxd.machines.remove`."""
+        await remove(self.context, ref, force=force, volumes=volumes)
+
+    async def ping(self, ref: str) -> Pong:
+        """Ask a machine's agent for an answer."""
+        return await guest.ping(self.context, ref)
+
+    async def system_info(self, ref: str) -> SystemInfo:
+        """Read what a machine's guest says of itself."""
+        return await guest.system_info(self.context, ref)
+
+    async def exec(
+        self, ref: str, spec: ExecSpec, inputs: AsyncIterator[ExecInput]
+    ) -> AsyncIterator[ExecOutput]:
+        """Begin a process in a machine: `arcboxd.machines.guest`."""
+        return await guest.exec_(self.context, ref, spec, inputs)
+
+    async def ssh_info(self, ref: str) -> ssh.SshInfo:
+        """Tell how to reach a machine by SSH: `arcboxd.machines.ssh`."""
+        return await ssh.ssh_info(self.context, ref)

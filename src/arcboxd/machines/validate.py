@@ -1,0 +1,225 @@
+"""What a new machine may be: every check is made before anything of it exists."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import platform
+import pwd
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from arcboxd.domain.machine import MachineSpec
+from arcboxd.errors import InvalidArgumentError, UnsupportedError
+from arcboxd.machines.interfaces import Images
+from arcboxd.settings import GIB, MIB, Settings, host_cpus, host_memory_bytes
+
+_log = logging.getLogger(__name__)
+
+MAX_CPUS = 255
+"""What QEMU's q35 takes without an interrupt remapper."""
+MIN_MEMORY_BYTES = 128 * MIB
+MIN_DISK_BYTES = 4 * GIB
+"""The base images' virtual size."""
+MAX_DISK_BYTES = 16 << 40
+MAX_CMDLINE_BYTES = 1024
+MAX_KEY_BYTES = 16 << 10
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_ARCHES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+_KEY_TYPES = frozenset(
+    {
+        *("ssh-ed25519", "ssh-rsa"),
+        *("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+        *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewMachine:
+    """What a user asks for; 0 and the empty string stand for the daemon's defaults."""
+
+    name: str
+    cpus: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    distro: str = ""
+    version: str = ""
+    arch: str = ""
+    mounts: int = 0
+    """How many were asked for."""
+    ssh_public_key: str = ""
+    kernel: str = ""
+    cmdline: str = ""
+
+
+def check_new(new: NewMachine, settings: Settings, images: Images) -> MachineSpec:
+    """Fill in the defaults, and refuse what cannot be.
+
+    Raises:
+        InvalidArgumentError: A value can never be accepted.
+        UnsupportedError: This version or host cannot do it.
+    """
+    check_name(new.name)
+    arch = check_arch(new.arch)
+    distro, version = images.resolve(new.distro or settings.default_distro, new.version, arch)
+    if new.mounts:
+        raise UnsupportedError(
+            "directory mounts come with a later version", hint="create the machine without them"
+        )
+    _check_kernel(new.kernel)
+    return MachineSpec(
+        name=new.name,
+        cpus=_check_cpus(new.cpus or settings.default_cpus),
+        memory_bytes=_check_memory(new.memory_bytes or settings.default_memory_bytes),
+        disk_bytes=_check_disk(new.disk_bytes or settings.default_disk_bytes),
+        distro=distro,
+        version=version,
+        arch=arch,
+        cmdline=check_cmdline(new.cmdline),
+        ssh_public_keys=(check_public_key(new.ssh_public_key),) if new.ssh_public_key else (),
+    )
+
+
+def check_name(name: str) -> str:
+    """Refuse a name that no host could have.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise InvalidArgumentError(
+            f"{name[:80]!r} cannot be a machine's name",
+            hint="1 to 63 characters: a-z, 0-9 and '-', the first no '-'",
+        )
+    return name
+
+
+def check_arch(arch: str) -> str:
+    """Give an architecture by the kernel's name for it; the host's for an empty one.
+
+    Raises:
+        InvalidArgumentError: There is no such architecture.
+        UnsupportedError: It is not the host's.
+    """
+    host = _ARCHES.get(platform.machine(), platform.machine())
+    if not arch:
+        return host
+    if arch not in _ARCHES:
+        raise InvalidArgumentError(
+            f"unknown architecture {arch[:80]!r}", hint=f"known: {', '.join(_ARCHES)}"
+        )
+    if _ARCHES[arch] != host:
+        raise UnsupportedError(
+            f"this host is {host} and cannot run {_ARCHES[arch]} machines",
+            hint="leave the architecture out",
+        )
+    return host
+
+
+def check_cmdline(cmdline: str) -> str:
+    """Refuse what the kernel's command line cannot hold.
+
+    Raises:
+        InvalidArgumentError: It is too long, or not printable.
+    """
+    if len(cmdline.encode()) > MAX_CMDLINE_BYTES:
+        raise InvalidArgumentError(
+            f"the kernel command line is longer than {MAX_CMDLINE_BYTES} bytes"
+        )
+    if not (cmdline.isascii() and cmdline.isprintable()):
+        raise InvalidArgumentError(
+            "the kernel command line has characters that are not printable ASCII"
+        )
+    return cmdline.strip()
+
+
+def check_public_key(key: str) -> str:
+    """Refuse what is not one OpenSSH public key, such as one with options before it.
+
+    Raises:
+        InvalidArgumentError: It is none.
+
+    Source: RFC 4253, section 6.6: the data begins with the type, as a length and its bytes.
+    """
+    line = key.strip()
+    fields = line.split(None, 2)
+    hint = "give one line of a .pub file, such as ~/.ssh/id_ed25519.pub"
+    if len(line) > MAX_KEY_BYTES or not line.isprintable() or len(fields) < 2:  # noqa: PLR2004
+        raise InvalidArgumentError("the SSH public key is not one line of type and data", hint=hint)
+    kind, data = fields[0], fields[1]
+    if kind not in _KEY_TYPES:
+        raise InvalidArgumentError(
+            f"SSH public keys of type {kind[:80]!r} are not accepted",
+            hint=f"accepted: {', '.join(sorted(_KEY_TYPES))}",
+        )
+    try:
+        blob = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgumentError("the SSH public key's data is not base64", hint=hint) from error
+    name_bytes = int.from_bytes(blob[:4], "big")
+    # The name, then at least one more field: a key that is only its type is no key.
+    if blob[4 : 4 + name_bytes] != kind.encode() or len(blob) <= 8 + name_bytes:
+        raise InvalidArgumentError(
+            f"the SSH public key's data is not that of a {kind} key", hint=hint
+        )
+    return line
+
+
+def login_name(uid: int) -> str:
+    """Give the caller's login name as one that any Linux distribution accepts."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = ""
+    name = re.sub(r"[^a-z0-9_-]", "_", name.lower()).strip("-")[:32]
+    return name if re.match(r"[a-z_]", name) else f"u{name}"[:32] if name else "arcbox"
+
+
+def _check_cpus(cpus: int) -> int:
+    if cpus > MAX_CPUS:
+        raise InvalidArgumentError(f"{cpus} vCPUs are more than the {MAX_CPUS} that are possible")
+    if cpus > host_cpus():
+        _log.warning("%d vCPUs are more than the host's %d processors", cpus, host_cpus())
+    return cpus
+
+
+def _check_memory(memory_bytes: int) -> int:
+    total = host_memory_bytes()
+    if memory_bytes < MIN_MEMORY_BYTES:
+        raise InvalidArgumentError(
+            f"{memory_bytes} bytes of memory are too few", hint="give at least 128 MiB"
+        )
+    if memory_bytes > total:
+        raise InvalidArgumentError(
+            f"{memory_bytes} bytes of memory are more than the host has",
+            hint=f"give at most {total // MIB} MiB",
+        )
+    return memory_bytes
+
+
+def _check_disk(disk_bytes: int) -> int:
+    if disk_bytes < MIN_DISK_BYTES:
+        raise InvalidArgumentError(
+            f"a disk of {disk_bytes} bytes is too small", hint="give at least 4 GiB"
+        )
+    if disk_bytes > MAX_DISK_BYTES:
+        raise InvalidArgumentError(
+            f"a disk of {disk_bytes} bytes is too large", hint="give at most 16 TiB"
+        )
+    return disk_bytes
+
+
+def _check_kernel(kernel: str) -> None:
+    if not kernel:
+        return
+    if "\0" in kernel or not kernel.startswith("/") or not Path(kernel).is_file():
+        raise InvalidArgumentError(
+            f"the kernel {kernel[:200]!r} is no absolute path of a file on this host"
+        )
+    raise UnsupportedError(
+        "a kernel of one's own comes with a later version", hint="leave it out to use ours"
+    )

@@ -1,0 +1,295 @@
+"""Stand-ins for the parts below the use cases; the hypervisor's machines are real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arcboxd.daemon.parts import Parts
+from arcboxd.domain.guest import (
+    ExecData,
+    ExecExit,
+    ExecInput,
+    ExecOutput,
+    ExecSpec,
+    Identity,
+    Pong,
+    StdinData,
+    StdinEnd,
+    SystemInfo,
+)
+from arcboxd.domain.image import BaseImage, BootAssets, ProgressFn
+from arcboxd.domain.machine import Machine, ProcessIdentity
+from arcboxd.errors import (
+    AgentUnreachableError,
+    HypervisorError,
+    InvalidArgumentError,
+    NoRoomError,
+    TooLateError,
+)
+from arcboxd.hypervisor.base import Accelerator, Forward, SavedState, VmConfig
+from arcboxd.process import ProcessHandle, spawn_detached
+
+INFO = SystemInfo(
+    kernel_version="6.1.0-fake",
+    os_name="Debian GNU/Linux",
+    os_version="12",
+    arch="x86_64",
+    total_memory_bytes=1 << 30,
+    available_memory_bytes=1 << 29,
+    cpu_count=2,
+    load_average=(0.5, 0.25, 0.125),
+    hostname="fake",
+    uptime_s=7,
+    ip_addresses=("10.0.2.15",),
+)
+
+
+@dataclass
+class World:
+    """What the fakes do, and what was done to them; a test changes it as it goes."""
+
+    agent_answers: bool = True
+    agent_ready: bool = True
+    shutdown_ends: bool = True
+    powerdown_ends: bool = True
+    monitor_answers: bool = True
+    dies_at_start: bool = False
+    sshd: bool = True
+    ports_taken: int = 0
+    """How many launches fail because another program was quicker to take the port."""
+    console: str = "[    0.000000] Linux version 6.1.0-fake\n"
+    vms: dict[str, FakeVm] = field(default_factory=dict)
+    configs: list[VmConfig] = field(default_factory=list)
+    identities: list[Identity] = field(default_factory=list)
+    specs: list[ExecSpec] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
+    resets_allowed: int = 0
+    exec_closed: int = 0
+    sent_bytes: int = 0
+    image_gate: asyncio.Event | None = None
+    image_wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    images_fail: Exception | None = None
+
+
+class FakeVm:
+    """A `sleep` that stands for QEMU."""
+
+    def __init__(self, world: World, handle: ProcessHandle, config: VmConfig) -> None:
+        self._world = world
+        self._handle = handle
+        self._forwards = list(config.forwards)
+        self.link_socket = config.paths.link_socket
+        self.name = config.name
+        self.detached = False
+
+    @property
+    def process(self) -> ProcessIdentity:
+        return self._handle.identity
+
+    async def wait_exit(self) -> None:
+        await self._handle.wait()
+
+    async def pause(self) -> None:
+        self._handle.signal(signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        self._handle.signal(signal.SIGCONT)
+
+    async def save(self, path: Path, *, memory_in_file: bool, timeout_s: float) -> SavedState:
+        raise HypervisorError("a fake has no state")
+
+    async def allow_reset(self) -> None:
+        self._world.resets_allowed += 1
+
+    async def powerdown(self) -> None:
+        if not self._world.monitor_answers:
+            raise HypervisorError("the monitor does not answer")
+        if self._world.powerdown_ends:
+            self.die()
+
+    async def kill(self) -> None:
+        self.die()
+        await self._handle.wait()
+
+    def die(self) -> None:
+        self._handle.signal(signal.SIGKILL)
+
+    async def forwards(self) -> tuple[Forward, ...]:
+        return tuple(self._forwards)
+
+    async def add_forward(self, forward: Forward) -> None:
+        self._forwards.append(forward)
+
+    async def remove_forward(self, forward: Forward) -> None:
+        self._forwards.remove(forward)
+
+    async def detach(self) -> None:
+        self.detached = True
+        self._handle.release()
+
+
+class FakeHypervisor:
+    """Launches `sleep`, and adopts exactly the process that it is told."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.accelerator = Accelerator("tcg", "it is a fake", 1.0)
+
+    async def launch(self, config: VmConfig, state: SavedState | None = None) -> FakeVm:
+        if self._world.ports_taken:
+            self._world.ports_taken -= 1
+            raise NoRoomError(f"port {config.forwards[0].host_port} is taken")
+        self._world.configs.append(config)
+        config.paths.console_log.write_text(self._world.console)
+        handle = spawn_detached(["sleep", "1000"], log=config.paths.qemu_log)
+        self._world.pids.add(handle.identity.pid)
+        vm = self._world.vms[config.name] = FakeVm(self._world, handle, config)
+        if self._world.dies_at_start:
+            vm.die()
+        return vm
+
+    async def adopt(self, config: VmConfig, process: ProcessIdentity) -> FakeVm | None:
+        if (handle := ProcessHandle.hold(process)) is None:
+            return None
+        if not self._world.monitor_answers:
+            handle.release()
+            raise HypervisorError("the monitor does not answer")
+        vm = self._world.vms[config.name] = FakeVm(self._world, handle, config)
+        return vm
+
+
+class FakeAgent:
+    """An agent in this process: its Exec knows a few programs."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._world = world
+        self._name = name
+        self.closed = False
+
+    def _check(self) -> None:
+        if self.closed or not self._world.agent_answers:
+            raise AgentUnreachableError(f"the agent of machine {self._name!r} does not answer")
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._world.agent_ready:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            raise TooLateError("not ready") from error
+
+    async def ping(self, message: str, *, set_clock: bool = False) -> Pong:
+        self._check()
+        return Pong(message, "fake-1")
+
+    async def system_info(self) -> SystemInfo:
+        self._check()
+        return INFO
+
+    async def exec(  # noqa: C901, PLR0912
+        self, spec: ExecSpec, inputs: AsyncIterator[ExecInput]
+    ) -> AsyncGenerator[ExecOutput, None]:
+        self._check()
+        self._world.specs.append(spec)
+        try:
+            match spec.argv[0]:
+                case "cat":
+                    async for item in inputs:
+                        if isinstance(item, StdinData):
+                            yield ExecData("stdout", item.data)
+                        elif isinstance(item, StdinEnd):
+                            break
+                    yield ExecExit(0)
+                case "flood":
+                    while True:
+                        self._world.sent_bytes += 200_000
+                        yield ExecData("stdout", b"x" * 200_000)
+                        await asyncio.sleep(0)
+                case "sleep":
+                    yield ExecData("stdout", b"begun")
+                    await asyncio.sleep(3600)
+                case "false":
+                    yield ExecData("stderr", b"no\n")
+                    yield ExecExit(1)
+                case "refused":
+                    raise InvalidArgumentError("the guest refuses")
+                case "broken":
+                    raise RuntimeError("a bug")
+                case "missing":
+                    yield ExecExit(127, "missing: not found")
+                case _:
+                    yield ExecData("stdout", " ".join(spec.argv).encode())
+                    yield ExecExit(0)
+        finally:
+            self._world.exec_closed += 1
+
+    async def wait_for_port(self, port: int, timeout_s: float) -> bool:
+        self._check()
+        return self._world.sshd
+
+    async def shutdown(self, grace_s: int) -> None:
+        self._check()
+        if self._world.shutdown_ends:
+            self._world.vms[self._name].die()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class FakeConnector:
+    """Gives every machine a `FakeAgent`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def connect(self, machine: Machine, link_socket: Path, identity: Identity) -> FakeAgent:
+        self._world.identities.append(identity)
+        return FakeAgent(self._world, machine.spec.name)
+
+
+class FakeAssets:
+    """Boot files that nothing reads."""
+
+    async def ensure(self, arch: str, progress: ProgressFn) -> BootAssets:
+        nothing = Path("/dev/null")
+        return BootAssets("assets-1", nothing, nothing, nothing, nothing, "6.1.0-fake")
+
+
+class FakeImages:
+    """An empty raw image, on which qemu-img makes real overlays."""
+
+    def __init__(self, world: World, cache: Path) -> None:
+        self._world = world
+        self._path = cache / "base.raw"
+
+    def resolve(self, distro: str, version: str, arch: str) -> tuple[str, str]:
+        if distro != "debian" or version not in {"", "12", "bookworm"}:
+            raise InvalidArgumentError(f"there is no image of {distro!r} {version!r}")
+        return distro, "12"
+
+    async def ensure(self, distro: str, version: str, arch: str, progress: ProgressFn) -> BaseImage:
+        self._world.image_wanted.set()
+        progress("building the Debian image", 1, 2)
+        if self._world.image_gate is not None:
+            await self._world.image_gate.wait()
+        if self._world.images_fail is not None:
+            raise self._world.images_fail
+        progress("building the Debian image", 2, 2)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            file.truncate(4 << 30)
+        return BaseImage("image-1", self._path, "raw", 4 << 30, distro, version, arch)
+
+    async def get(self, key: str) -> BaseImage | None:
+        return None
+
+
+def parts(world: World, cache: Path) -> Parts:
+    """Give a daemon's parts, all of one world."""
+    return Parts(
+        FakeHypervisor(world), FakeConnector(world), FakeAssets(), FakeImages(world, cache)
+    )
