@@ -1,7 +1,7 @@
 """Run measurements: ``python -m bench [NAME…]``; without a name, all of them.
 
-Prints a table and writes ``bench/out/NAME.json``. Each measurement takes its A and its B in one run, since
-no two runs on a shared machine compare.
+Prints a table and writes ``bench/out/NAME.json``. Each measurement takes its A and its B in one
+run, since no two runs on a shared machine compare.
 """
 
 from __future__ import annotations

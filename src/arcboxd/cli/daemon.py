@@ -71,5 +71,5 @@ def run(ctx: typer.Context) -> None:
     sys.stdout.flush()
     environ = {**os.environ, "ARCBOX_HOME": str(session.paths(ctx).home)}
     # -P: what lies in the current directory is not a module of ours.
-    argv = [sys.executable, "-P", "-m", "arcboxd.daemon", "--terminal"]
+    argv = [sys.executable, "-P", "-m", "arcboxd.daemon"]
     os.execve(sys.executable, argv, environ)  # noqa: S606 - an argument vector, no shell

@@ -121,7 +121,7 @@ class Client:
 
     def ssh_info(self, ref: str) -> views.SshInfo:
         """Tell how ssh reaches a machine."""
-        m = _call(self._machine.SSHInfo, machine_pb2.SSHInfoRequest(id=ref), QUICK_S)
+        m = _call(self._machine.SSHInfo, machine_pb2.SSHInfoRequest(id=ref), LONG_S)
         return views.SshInfo(m.host, m.port, m.user, m.identity_file, m.command)
 
     def exec(self, ref: str, spec: ExecSpec, inputs: Iterable[ExecInput] = ()) -> ExecCall:

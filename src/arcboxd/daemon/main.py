@@ -107,6 +107,8 @@ def run(*, home: Path | None = None, flags: dict[str, object] | None = None) -> 
     """
     os.umask(0o077)
     paths = Paths.of(home)
+    # The caller's directory, and the filesystem that it is on, stay free.
+    os.chdir("/")
     try:
         settings = settings_module.load(paths.config, flags)
         lock.check_length(paths)

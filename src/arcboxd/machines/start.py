@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from arcboxd import aio
-from arcboxd.domain.guest import Identity, SystemInfo
+from arcboxd.domain.guest import Identity
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import (
     ArcboxError,
@@ -67,11 +67,14 @@ async def _boot(ctx: Context, machine: Machine) -> None:
     async with Undo() as undo:
         undo.push_async_exit(_Failed(ctx, machine.id).record)
         machine = await ctx.registry.move(machine.id, MachineState.STARTING, detail="")
-        vm = await _launch(ctx, machine)
+        vm, kernel_version = await _launch(ctx, machine)
         undo.push_async_callback(vm.kill)
         # At once: from here on a daemon that dies leaves a process that the next one can identify.
         machine = await ctx.registry.change(
-            machine.id, process=vm.process, accelerator=ctx.hypervisor.accelerator.name
+            machine.id,
+            process=vm.process,
+            accelerator=ctx.hypervisor.accelerator.name,
+            kernel_version=kernel_version,
         )
         await finish(ctx, machine, vm)
         undo.pop_all()
@@ -95,7 +98,7 @@ async def finish(ctx: Context, machine: Machine, vm: Vm) -> None:
         name = machine.spec.name
         try:
             async with asyncio.timeout(timeout_s):
-                info = await _unless_exit(vm, _first_answer(agent, timeout_s))
+                await _unless_exit(vm, _first_answer(agent, timeout_s))
         except (TimeoutError, TooLateError) as error:
             raise TooLateError(
                 f"machine {name!r} did not answer within {timeout_s:g} s"
@@ -113,7 +116,6 @@ async def finish(ctx: Context, machine: Machine, vm: Vm) -> None:
             machine.id,
             MachineState.RUNNING,
             started_unix_ns=ctx.now_ns(),
-            kernel_version=info.kernel_version,
             detail="",
         )
         undo.pop_all()
@@ -175,7 +177,7 @@ async def vm_config(
     )
 
 
-async def _launch(ctx: Context, machine: Machine) -> Vm:
+async def _launch(ctx: Context, machine: Machine) -> tuple[Vm, str]:
     taken = frozenset(m.ssh_port for m in ctx.registry.all() if m.id != machine.id and m.ssh_port)
     config = await vm_config(ctx, machine)
     config.paths.console_log.unlink(missing_ok=True)
@@ -186,7 +188,8 @@ async def _launch(ctx: Context, machine: Machine) -> Vm:
             machine = await ctx.registry.change(machine.id, ssh_port=port)
             ssh.write_config(machine, config.paths)
         try:
-            return await ctx.hypervisor.launch(_with_forward(config, ssh.forward(port)))
+            vm = await ctx.hypervisor.launch(_with_forward(config, ssh.forward(port)))
+            return vm, config.assets.kernel_version
         except NoRoomError:
             # Another program was quicker to take the port that was free a moment ago.
             if not tries_left:
@@ -199,10 +202,9 @@ def _with_forward(config: VmConfig, forward: Forward) -> VmConfig:
     return replace(config, forwards=(forward,))
 
 
-async def _first_answer(agent: GuestAgent, timeout_s: float) -> SystemInfo:
+async def _first_answer(agent: GuestAgent, timeout_s: float) -> None:
     await agent.wait_ready(timeout_s)
     await agent.ping("start")
-    return await agent.system_info()
 
 
 class _ExitedError(Exception):

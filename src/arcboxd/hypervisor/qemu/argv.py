@@ -27,9 +27,9 @@ BASE_CMDLINE = (
     "no_timer_check cryptomgr.notests i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
     "8250.nr_uarts=1 random.trust_cpu=on rcupdate.rcu_expedited=1"
 )
-# Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there. And
-# QEMU translates code anew at each address: with addresses that differ from exec to exec, a `true`
-# takes 35 ms, without 9 ms (docs/decisions.md). A guest may turn that on again by sysctl.
+# Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there.
+# And QEMU translates code anew at each address: with addresses that differ from exec to exec, a
+# `true` takes 35 ms, without 9 ms (docs/decisions.md). A guest may turn that on again by sysctl.
 TCG_CMDLINE = "mitigations=off norandmaps tsc=reliable"
 
 
