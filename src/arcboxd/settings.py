@@ -39,7 +39,7 @@ class Settings:
     default_distro: str = "debian"
     stop_grace_s: float = 25.0
     """Between asking a guest to end and ending it."""
-    start_timeout_s: float = 60.0
+    start_timeout_s: float = 30.0
     """Under KVM; the accelerator's timeout scale multiplies it."""
     accelerator: str = "auto"
     log_level: str = "info"

@@ -237,8 +237,8 @@ def _finish(directory: Path, kind: str, key: str, inputs: Inputs) -> None:
 def _digest(path: Path) -> str:
     """Hash what a file holds, its holes left out: a disk image of gigabytes is mostly holes.
 
-    Without holes this is the file's SHA-256. (Measured: 26 s for a 3 GiB image with holes read as
-    zeros, 1 s for the 230 MB of it that are not holes.)
+    Without holes this is the file's SHA-256. Packing, digesting and syncing a 3 GiB image with
+    230 MB of data took 16 s with the holes read as zeros and 3.5 s without (busy 2-core host).
     """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:

@@ -23,7 +23,6 @@ from arcboxd.errors import (
 from arcboxd.hypervisor.base import DataDisk, Forward, Vm, VmConfig
 from arcboxd.machines import console, ssh
 from arcboxd.machines.context import Context, Running
-from arcboxd.machines.interfaces import GuestAgent
 from arcboxd.machines.locks import NOTE_END
 from arcboxd.machines.undo import Undo
 from arcboxd.settings import MIB
@@ -98,7 +97,8 @@ async def finish(ctx: Context, machine: Machine, vm: Vm) -> None:
         name = machine.spec.name
         try:
             async with asyncio.timeout(timeout_s):
-                await _unless_exit(vm, _first_answer(agent, timeout_s))
+                # The agent took its identity: that is its first answer.
+                await _unless_exit(vm, agent.wait_ready(timeout_s))
         except (TimeoutError, TooLateError) as error:
             raise TooLateError(
                 f"machine {name!r} did not answer within {timeout_s:g} s"
@@ -200,11 +200,6 @@ async def _launch(ctx: Context, machine: Machine) -> tuple[Vm, str]:
 
 def _with_forward(config: VmConfig, forward: Forward) -> VmConfig:
     return replace(config, forwards=(forward,))
-
-
-async def _first_answer(agent: GuestAgent, timeout_s: float) -> None:
-    await agent.wait_ready(timeout_s)
-    await agent.ping("start")
 
 
 class _ExitedError(Exception):

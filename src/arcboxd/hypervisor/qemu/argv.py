@@ -69,7 +69,7 @@ def build_argv(
         program(config.arch),
         "-name", f"guest=arcbox-{config.name},process=arcbox-{config.name}",
         "-uuid", config.uuid,
-        "-machine", "q35,memory-backend=ram",
+        "-machine", "q35,memory-backend=ram,sata=off,smbus=off,vmport=off",
         "-accel", accel,
         "-cpu", cpu,
         "-smp", f"cpus={config.cpus}",
