@@ -138,9 +138,8 @@ def _make_stdio(
         ends.add(theirs, ours)
         if all(command.size):
             set_size(ours, *command.size)
-        if stdin:
-            return (theirs, theirs, theirs), Pipes(ours, ours, -1)
-        return (_null(ends), theirs, theirs), Pipes(-1, ours, -1)
+        # Without a caller who types it is a terminal all the same, as `docker exec -t` has it.
+        return (theirs, theirs, theirs), Pipes(ours if stdin else -1, ours, -1)
     theirs_in, ours_in = ends.pipe(child_reads=True) if stdin else (_null(ends), -1)
     theirs_out, ours_out = ends.pipe()
     theirs_err, ours_err = ends.pipe()
