@@ -15,6 +15,7 @@ import termios
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
+from arcbox_agent import forker
 from arcbox_agent.syscalls import fork_into_cgroup
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ _REPORT = struct.Struct("=ii")
 _clone_works = True
 
 
+class Ids:
+    """Whom a process runs as, in numbers."""
+
+    __slots__ = ("gid", "groups", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: list[int]) -> None:
+        """Keep the primary group and the supplementary ones."""
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+
+
 class Command:
     """What to run, all of it decided before the fork."""
 
@@ -42,7 +55,7 @@ class Command:
         self,
         argv: list[bytes],
         env: dict[bytes, bytes],
-        credentials: Credentials,
+        credentials: Credentials | Ids,
         cwd: str,
         *,
         optional_cwd: bool,
@@ -88,9 +101,7 @@ def start(command: Command, group: Cgroup | None, *, stdin: bool) -> tuple[int, 
         failure, our_failure = ends.pipe()
         stdio, pipes = _make_stdio(ends, command, stdin=stdin)
         pipes.failure = our_failure
-        pid = _fork(group)
-        if pid == 0:
-            _become(command, stdio, failure)
+        pid = _run(command, group, stdio, failure)
     except BaseException:
         ends.close_ours()
         raise
@@ -181,6 +192,18 @@ def _candidates(program: bytes, path: bytes) -> list[bytes]:
     return [(folder or b".") + b"/" + program for folder in path.split(b":")]
 
 
+def _run(command: Command, group: Cgroup | None, stdio: tuple[int, int, int], failure: int) -> int:
+    if group is not None and forker.current is not None:
+        try:
+            return forker.current.run(command, group.fd, stdio, failure)
+        except forker.ForkerLostError:
+            pass
+    pid = _fork(group)
+    if pid == 0:
+        become(command, stdio, failure)
+    return pid
+
+
 def _fork(group: Cgroup | None) -> int:
     global _clone_works  # noqa: PLW0603  a property of the kernel, found out once
     if group is None:
@@ -203,7 +226,7 @@ def _fork(group: Cgroup | None) -> int:
         os.close(procs)
 
 
-def _become(command: Command, stdio: tuple[int, int, int], failure: int) -> NoReturn:
+def become(command: Command, stdio: tuple[int, int, int], failure: int) -> NoReturn:
     """Turn the forked child into the command. Never returns, whatever happens."""
     stage = _IN_PREPARE
     number = errno.EIO
@@ -233,7 +256,7 @@ def _become(command: Command, stdio: tuple[int, int, int], failure: int) -> NoRe
         os._exit(NOT_EXECUTABLE)
 
 
-def _become_user(wanted: Credentials) -> None:
+def _become_user(wanted: Credentials | Ids) -> None:
     if wanted.groups != os.getgroups():
         os.setgroups(wanted.groups)
     if wanted.gid != 0:

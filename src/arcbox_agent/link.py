@@ -90,7 +90,7 @@ def _find_device() -> str | None:
 
 
 class Targets:
-    """What streams can be opened to: `grpc`, `unix:PATH` and `tcp:HOST:PORT`."""
+    """What streams can be opened to: `grpc`, `ping`, `unix:PATH` and `tcp:HOST:PORT`."""
 
     def __init__(self, server: Server) -> None:
         """Answer `grpc` with this server."""
@@ -106,6 +106,8 @@ class Targets:
         host, _, port = address.rpartition(":")
         if target == "grpc":
             return self._grpc
+        if target == "ping":
+            return _pong
         if kind == "unix" and address.startswith("/"):
             return lambda stream: _connect(stream, asyncio.open_unix_connection(address))
         if kind == "tcp" and host and port.isascii() and port.isdigit() and int(port) < 1 << 16:
@@ -121,6 +123,12 @@ class Targets:
             await transport.wait_closed()
         finally:
             transport.abort()
+
+
+async def _pong(stream: Stream) -> None:
+    """Answer with the agent's version: a ping without the cost of HTTP/2."""
+    stream.write_nowait(VERSION.encode())
+    stream.finish()
 
 
 async def _connect(

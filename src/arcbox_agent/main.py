@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from arcbox_agent import VERSION
+from arcbox_agent import VERSION, forker
 from arcbox_agent.agent_service import AgentService
 from arcbox_agent.cgroup import Cgroups
 from arcbox_agent.guest_service import GuestService
@@ -31,6 +31,7 @@ _LOG_BYTES = 256 * 1024
 _GC_THRESHOLD = 20_000
 _LAST_INHERITED_FD = 1024
 _WARM_UP_S = 0.3
+_FORKER_WARM_UP_S = 3.0  # by then the start is over
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +83,9 @@ def main(arguments: Sequence[str]) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     # What the boot left open must not reach the processes that are run, nor must its directory.
-    os.closerange(3, _LAST_INHERITED_FD)
+    kept = forker.current.fd if forker.current is not None else 3
+    os.closerange(3, kept)
+    os.closerange(kept + 1, _LAST_INHERITED_FD)
     os.chdir("/")
     os.umask(0o022)
     # What is ignored or blocked here would be so in every process that is run: a shell's background
@@ -113,6 +116,8 @@ async def _serve(options: Options) -> None:
     loop.add_signal_handler(signal.SIGINT, ended.set)
     loop.add_signal_handler(signal.SIGUSR1, agent.begin_shutdown, 0.0)
     loop.call_later(_WARM_UP_S, cgroups.prepare)
+    if forker.current is not None:
+        loop.call_later(_FORKER_WARM_UP_S, forker.current.prepare)
     _tune_garbage_collection()
     if options.listen:
         listener = await loop.create_unix_server(server.protocol, options.listen)

@@ -51,6 +51,9 @@ _LATE: dict[str, dict[str, object]] = {
 
 def import_main() -> ModuleType:
     """Import `arcbox_agent.main` and the link without what they do not need."""
+    from arcbox_agent import forker
+
+    forker.start()
     late = []
     for name, known in _LATE.items():
         if name not in sys.modules:

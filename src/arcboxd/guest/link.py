@@ -16,6 +16,9 @@ _log = logging.getLogger(__name__)
 
 TARGET = "grpc"
 """The mux target of the agent's gRPC server."""
+PING = "ping"
+"""The mux target that answers with the agent's version."""
+_VERSION_BYTES = 64
 _RETRY_FIRST_S = 0.02
 _RETRY_MOST_S = 1.0
 _KEEPALIVE_S = 20.0
@@ -78,6 +81,20 @@ class AgentLink:
             if task is not None:
                 await aio.cancel(task)
         self._keeper = self._greeter = None
+
+    async def ping(self) -> str:
+        """Ask the agent for its version, in one round trip.
+
+        Raises:
+            LinkError: There is no session, it broke, or the agent is too old to know this.
+        """
+        if self._peer is None:
+            raise LinkError(f"there is no link to the agent of machine {self._name!r}")
+        stream = await self._peer.open(PING)
+        try:
+            return (await stream.read(_VERSION_BYTES)).decode(errors="replace")
+        finally:
+            stream.abort()
 
     async def _keep(self) -> None:
         delay_s = _RETRY_FIRST_S

@@ -401,3 +401,25 @@ async def test_it_works_without_control_groups_and_ssl(bare_client: Client) -> N
         inputs=(ExecInput(stdin=b"x"), CLOSE),
     )
     assert (result.stdout, result.code) == (b"x", 3)
+
+
+async def test_without_its_forker_the_agent_forks_itself(client: Client, cgroup2: str) -> None:
+    if not cgroup2:
+        pytest.skip("no cgroup2 here: the forker is not used")
+    children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
+    (forker,) = [
+        int(each)
+        for each in children
+        if Path(f"/proc/{each}/comm").read_text().strip() == "arcbox-forker"
+    ]
+    result = await client.run("sh", "-c", "echo $PPID; ls -l /proc/self/fd | wc -l")
+    assert result.stdout.split()[0].decode() == str(client.pid)  # not the forker's child
+    os.kill(forker, signal.SIGKILL)
+    for _ in range(2):
+        result = await client.run("sh", "-c", "echo out; echo err >&2; exit 7")
+        assert (result.stdout, result.stderr, result.code) == (b"out\n", b"err\n", 7)
+
+
+async def test_a_command_too_long_for_the_forker_runs(client: Client) -> None:
+    result = await client.run("echo", "x" * 100_000)
+    assert result.stdout == b"x" * 100_000 + b"\n"
