@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from arcboxd.assets.floor import floor_initramfs
-
 from arcboxd.assets.store import AssetStore
-from arcboxd.domain.image import BootAssets
 from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
 from arcboxd.hypervisor.qemu.argv import kernel_cmdline, program
 from arcboxd.paths import Paths
@@ -27,10 +22,10 @@ MEMORY_MIB = 1024
 READY = b"FLOOR_READY"
 
 
-def assets() -> BootAssets:
-    """Give the files that machines boot from, building them when they are missing."""
+def floor_assets() -> tuple[Path, Path]:
+    """Give a kernel and the least initramfs, building them when they are missing."""
     store = AssetStore(Paths.of())
-    return asyncio.run(store.ensure(os.uname().machine, lambda *_: None))
+    return asyncio.run(store.floor(os.uname().machine, lambda *_: None))
 
 
 def floor_s(kernel: Path, initramfs: Path, cmdline: str) -> float:
@@ -61,10 +56,7 @@ def floor_s(kernel: Path, initramfs: Path, cmdline: str) -> float:
 
 def run() -> list[Row]:
     """Alternate the floor and a cold start."""
-    boot = assets()
-    work = Path(tempfile.mkdtemp(prefix="abx-"))
-    initramfs = work / "floor.cpio"
-    initramfs.write_bytes(floor_initramfs())
+    kernel, initramfs = floor_assets()
     ours = kernel_cmdline(choose_accelerator())
     plain = "console=ttyS0 quiet no_timer_check"
     floors: list[float] = []
@@ -75,13 +67,12 @@ def run() -> list[Row]:
             bench.machines.Create(
                 m.CreateMachineRequest(name=f"c{i}", cpus=VCPUS, memory=MEMORY_MIB * MIB)
             )
-            plains.append(floor_s(boot.kernel, initramfs, plain))
-            floors.append(floor_s(boot.kernel, initramfs, ours))
+            plains.append(floor_s(kernel, initramfs, plain))
+            floors.append(floor_s(kernel, initramfs, ours))
             starts.append(
                 timed(lambda i=i: bench.machines.Start(m.StartMachineRequest(id=f"c{i}")))
             )
             bench.machines.Stop(m.StopMachineRequest(id=f"c{i}", force=True))
-    shutil.rmtree(work)
     floor, plain_s, start = map(statistics.median, (floors, plains, starts))
     return [
         Row("bare kernel to its init, no options (F)", plain_s, "s"),

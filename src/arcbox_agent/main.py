@@ -132,6 +132,6 @@ async def _serve(options: Options) -> None:
 
 def _tune_garbage_collection() -> None:
     """Take what start-up made out of the collector's sight, and out of what a fork has to copy."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(_GC_THRESHOLD, 50, 100)

@@ -40,6 +40,14 @@ _LATE: dict[str, dict[str, object]] = {
     # dataclasses wants signatures for docstrings that nobody reads here.
     "inspect": {"signature": lambda _: "", "iscoroutinefunction": _is_coroutine_function},
     "ipaddress": {},
+    # For exceptions, whose lines the bundle has no source for.
+    "linecache": {},
+    "traceback": {},
+    # For styles of log formats that nobody uses here: logging takes both names at once.
+    "string": {"Template": object, "Formatter": object},
+    "asyncio.sslproto": {},
+    # protobuf's own timestamps, durations and the like: no message of ours has one.
+    "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
     "platform": {
         "system": lambda: "Linux",
         "python_implementation": lambda: "CPython",
@@ -51,8 +59,11 @@ _LATE: dict[str, dict[str, object]] = {
 
 def import_main() -> ModuleType:
     """Import `arcbox_agent.main` and the link without what they do not need."""
+    import gc
+
     from arcbox_agent import forker
 
+    gc.disable()  # until all is imported: nothing of it is garbage
     forker.start()
     late = []
     for name, known in _LATE.items():

@@ -78,6 +78,13 @@ bundle=/run/arcbox/bundle
 chroot /new $bundle/bin/busybox sh $bundle/bin/start 3>&-
 mark agent
 
+load $NETWORK_MODULES
+mark network
+
+# What only the distribution needs comes after the agent's first answer, not in its way.
+if [ "$gate_s" -gt 0 ]; then read -r -t "$gate_s" _ <&3; fi
+mark gate
+
 load $LATE_MODULES
 
 # In the new root, so that its own symbolic links are followed: /lib, /sbin and what init is may be
@@ -93,9 +100,8 @@ chroot /new $bundle/bin/busybox sh -c '
 read -r init </new/run/arcbox/init
 mark modules
 
-if [ "$gate_s" -gt 0 ]; then read -r -t "$gate_s" _ <&3; fi
 exec 3>&-
-mark "gate, then $init"
+mark "now $init"
 exec switch_root /new "${init:-/run/arcbox/bundle/bin/supervise}"
 echo "arcbox: cannot start $init" # only if switch_root itself could not be run
 poweroff -f

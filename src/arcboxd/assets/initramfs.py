@@ -15,7 +15,8 @@ grown filesystem does not use yet are not zeroed in the background (ext4(5))."""
 
 DISK_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs")
 ROOT_MODULES = ("ext4",)
-LATE_MODULES = ("squashfs", "virtio_net", "virtio_rng", "virtio_balloon", "af_packet")
+NETWORK_MODULES = ("virtio_net",)
+LATE_MODULES = ("squashfs", "virtio_rng", "virtio_balloon", "af_packet")
 CHECKSUMS = {"x86_64": ("crc32c_intel", "crc32c_generic"), "aarch64": ("crc32c_generic",)}
 """Modules for ext4's and jbd2's checksums, the quickest first; the first that loads is enough."""
 
@@ -28,12 +29,13 @@ class EarlyModules:
     checksums: tuple[str, ...]
     root: tuple[str, ...]
     disk: tuple[str, ...]
+    network: tuple[str, ...]
     late: tuple[str, ...]
 
     @property
     def all(self) -> tuple[str, ...]:
         """Name them all."""
-        return (*self.checksums, *self.root, *self.disk, *self.late)
+        return (*self.checksums, *self.root, *self.disk, *self.network, *self.late)
 
 
 def init_script() -> bytes:
@@ -48,6 +50,7 @@ def boot_conf(modules: EarlyModules, *, agent_fs: str, modules_fs: str) -> str:
         "CHECKSUMS": " ".join(modules.checksums),
         "ROOT_MODULES": " ".join(modules.root),
         "DISK_MODULES": " ".join(modules.disk),
+        "NETWORK_MODULES": " ".join(modules.network),
         "LATE_MODULES": " ".join(modules.late),
         "ROOT_OPTIONS": ROOT_OPTIONS,
         "LAST_DISK": "/dev/vdc",

@@ -14,6 +14,7 @@ from arcboxd.assets.initramfs import (
     CHECKSUMS,
     DISK_MODULES,
     LATE_MODULES,
+    NETWORK_MODULES,
     ROOT_MODULES,
     EarlyModules,
 )
@@ -117,8 +118,11 @@ def select_early(index: ModuleIndex, version: str, arch: str) -> EarlyModules:
     disk = index.load_order(DISK_MODULES, loaded=checksums)
     if shared := {*root} & {*disk}:
         raise AssetBuildError(f"the root's and the disks' modules share {sorted(shared)}")
-    late = index.load_order(LATE_MODULES, loaded=[*root, *disk, *checksums])
-    return EarlyModules(version, tuple(checksums), tuple(root), tuple(disk), tuple(late))
+    before = [*root, *disk, *checksums]
+    network = index.load_order(NETWORK_MODULES, loaded=before)
+    late = index.load_order(LATE_MODULES, loaded=[*before, *network])
+    lists = (checksums, root, disk, network, late)
+    return EarlyModules(version, *(tuple(names) for names in lists))
 
 
 def _write_elf(image: Path, target: Path, arch: str) -> None:

@@ -14,6 +14,7 @@ from arcboxd.assets.cache import BuildFn, Cache, Entry, Inputs, key_of
 from arcboxd.assets.initramfs import (
     DISK_MODULES,
     LATE_MODULES,
+    NETWORK_MODULES,
     ROOT_MODULES,
     build_initramfs,
     floor_initramfs,
@@ -155,7 +156,7 @@ class AssetStore:
         inputs: Inputs = {
             "package": image.identity,
             "recipe": kernel.RECIPE,
-            "early": [*DISK_MODULES, *ROOT_MODULES, *LATE_MODULES],
+            "early": [*DISK_MODULES, *ROOT_MODULES, *NETWORK_MODULES, *LATE_MODULES],
             "fs": kernel.MODULES_FS,
         }
         return await self._ensure("kernel", inputs, build, steps)

@@ -115,7 +115,7 @@ class LinkedAgent:
                 async with asyncio.timeout(self._call_s):
                     return Pong(message, await self._link.ping())
             except LinkError:
-                pass  # an agent that knows no such target, or a session that just ended: asked again
+                pass  # an agent that knows no such target, or a session that has just ended
             except TimeoutError as error:
                 raise self._silent() from error
         seconds = int(time.time()) if set_clock else 0

@@ -16,7 +16,9 @@ from arcboxd.assets.initramfs import (
     init_script,
 )
 
-MODULES = EarlyModules("6.1.0-9", ("crc32c_intel",), ("jbd2", "ext4"), ("virtio",), ("squashfs",))
+MODULES = EarlyModules(
+    "6.1.0-9", ("crc32c_intel",), ("jbd2", "ext4"), ("virtio",), ("virtio_net",), ("squashfs",)
+)
 
 
 def listing(archive: bytes, *options: str) -> list[str]:
