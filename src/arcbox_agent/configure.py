@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import os
@@ -18,6 +17,7 @@ from arcboxd.errors import ArcboxError, InvalidArgumentError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
 
     from arcbox_agent.kernel import Kernel
@@ -32,7 +32,6 @@ _PRIVATE_KEY = re.compile(
 _MAX_ENTROPY_BYTES = 4096
 _MAX_UID = 0xFFFFFFFD
 _NOBODY = 65534
-_GROW_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +58,9 @@ async def configure(
             _set_resolvers(root, list(network.dns_servers))
         except OSError as error:
             _warn(warnings, "configure the network", error)
-    if request.disk_bytes:
-        await _grow(kernel, warnings)
     _open_gate(root)
+    if request.disk_bytes:
+        _grow(kernel)
     return guest_pb2.ConfigureResponse(boot_id=_boot_id(), warnings=warnings)
 
 
@@ -182,16 +181,14 @@ def _set_resolvers(root: str, servers: list[str]) -> None:
         files.write(path, "".join(f"nameserver {server}\n" for server in servers))
 
 
-async def _grow(kernel: Kernel, warnings: list[str]) -> None:
-    """Grow the disk, not waiting long: it may take seconds. Late failures are logged."""
+def _grow(kernel: Kernel) -> None:
+    """Grow the disk beside whatever comes next: it may take seconds. A failure is logged."""
 
-    def grow() -> None:
-        try:
-            kernel.grow_root()
-        except OSError as error:
-            _warn(warnings, "grow the root filesystem", error)
+    def report(growth: asyncio.Future[None]) -> None:
+        if (error := growth.exception()) is not None:
+            _log.warning("cannot grow the root filesystem: %s", error)
 
-    await asyncio.wait([in_thread(grow, name="grow the disk")], timeout=_GROW_S)
+    in_thread(kernel.grow_root, name="grow the disk").add_done_callback(report)
 
 
 def _open_gate(root: str) -> None:

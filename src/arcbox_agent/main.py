@@ -30,8 +30,7 @@ _USAGE = "usage: arcbox-agent [--port DEVICE | --listen SOCKET] [--root DIR] [--
 _LOG_BYTES = 256 * 1024
 _GC_THRESHOLD = 20_000
 _LAST_INHERITED_FD = 1024
-_WARM_UP_S = 0.3
-_FORKER_WARM_UP_S = 3.0  # by then the start is over
+_WARM_UP_S = 3.0  # by then the start is over
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ async def _serve(options: Options) -> None:
     loop.add_signal_handler(signal.SIGUSR1, agent.begin_shutdown, 0.0)
     loop.call_later(_WARM_UP_S, cgroups.prepare)
     if forker.current is not None:
-        loop.call_later(_FORKER_WARM_UP_S, forker.current.prepare)
+        loop.call_later(_WARM_UP_S, forker.current.prepare)
     _tune_garbage_collection()
     if options.listen:
         listener = await loop.create_unix_server(server.protocol, options.listen)

@@ -14,7 +14,7 @@ from arcboxd.assets.elf import needed
 from arcboxd.errors import AssetBuildError, MissingToolError
 from arcboxd.process import CommandError, run
 
-RECIPE = "1"
+RECIPE = "2"
 """Raised when this module makes something else of the same packages."""
 
 PACKAGES = (
@@ -24,6 +24,8 @@ PACKAGES = (
     "libc6",
     "libexpat1",
     "libffi8",
+    "libgcc-s1",
+    "libstdc++6",
     "zlib1g",
 )
 """The interpreter, its library and the shared libraries of what is kept; each library that a file
@@ -77,6 +79,7 @@ async def build_runtime(
     await asyncio.to_thread(_arrange, scratch, target)
     step("fetching the agent's Python packages")
     await install_requirements(lock, target / "python" / "site")
+    await asyncio.to_thread(_copy_libraries, scratch, target)
     step("compiling Python for the agent")
     await compile_tree(target, target / "python")
     await asyncio.to_thread(shutil.rmtree, scratch)
@@ -91,7 +94,7 @@ def _arrange(scratch: Path, target: Path) -> None:
             path.unlink()
     (target / "bin").mkdir()
     shutil.copy2(scratch / "usr" / "bin" / _VERSION, target / "bin" / "python3")
-    _copy_libraries(scratch, target)
+    (target / "lib").mkdir()
     (target / "lib" / _VERSION).symlink_to(f"../python/lib/{_VERSION}")
 
 
@@ -100,11 +103,13 @@ def _ignored(_folder: str, names: list[str]) -> list[str]:
 
 
 def _copy_libraries(scratch: Path, target: Path) -> None:
-    """Copy the loader and every library that something needs, directly or not."""
+    """Copy the loader and every library that something needs, directly or not.
+
+    All of them: what is missing here would be taken from the guest's distribution, if it had it.
+    """
     available = {path.name: path for path in scratch.glob("**/*.so*")}
     folder = target / "lib"
-    folder.mkdir()
-    files = [target / "bin" / "python3", *(target / "python").glob("lib/*/lib-dynload/*.so")]
+    files = [target / "bin" / "python3", *(target / "python").rglob("*.so")]
     todo = [name for path in files for name in needed(path)]
     # Loaded by name at run time: getpwnam and getaddrinfo, for what the guest's own files say.
     todo += ["libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"]
