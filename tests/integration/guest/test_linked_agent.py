@@ -21,10 +21,11 @@ from arcboxd.domain.guest import (
     ExecOutput,
     ExecSpec,
     Identity,
+    Pong,
     StdinData,
     StdinEnd,
 )
-from arcboxd.errors import AgentUnreachableError, InvalidArgumentError, TooLateError
+from arcboxd.errors import AgentUnreachableError, InvalidArgumentError, LinkError, TooLateError
 from arcboxd.guest import agent as agent_module
 from arcboxd.guest.agent import LinkedAgent
 from arcboxd.link.mux import Handler
@@ -37,6 +38,8 @@ IDENTITY = Identity("ab" * 16, "dev", "me", 1000, ("key",), (), 1 << 30)
 
 class Guest:
     """A guest's end: the port's socket, the link, and a gRPC server behind it."""
+
+    knows_ping = False
 
     def __init__(self, directory: Path) -> None:
         self.link_socket = directory / "link.sock"
@@ -97,7 +100,13 @@ class Guest:
             stream.accept()
             await proxy(stream, reader, writer)
 
-        assert target == "grpc"
+        async def pong(stream: Stream) -> None:
+            await stream.write(b"by the link")
+
+        if target == "ping" and self.knows_ping:
+            return pong
+        if target != "grpc":
+            raise LinkError(f"no target {target!r}")
         return handle
 
     async def reboot(self) -> None:
@@ -268,3 +277,12 @@ async def test_a_guest_that_is_not_there(directory: Path, monkeypatch: pytest.Mo
     with pytest.raises(AgentUnreachableError, match="'dev'"):
         await agent.ping("x")
     await agent.close()
+
+
+async def test_a_ping_goes_over_the_link_where_the_agent_knows_it(
+    agent: LinkedAgent, guest: Guest
+) -> None:
+    await agent.wait_ready(5)
+    assert (await agent.ping("x")).version == "test"
+    guest.knows_ping = True
+    assert await agent.ping("y") == Pong("y", "by the link")
