@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from arcbox_agent.child import DEFAULT_PATH, Command
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_SIZE = 0xFFFF
 _MAX_SIGNAL = 64
+_LINGER_S = 2.0
 _TERMINAL_NAME = "xterm-256color"
 
 
@@ -46,6 +48,9 @@ async def run(
     feeder = aio.spawn(_feed(stream, process, faults), name=f"stdin of {process.pid}")
     try:
         await _forward(stream, process, faults)
+        # To end the call under a client that still sends input looks like a failure to it. Ours
+        # cancels at the exit message; others may finish what they were about to say.
+        await asyncio.wait((feeder,), timeout=_LINGER_S)
     finally:
         feeder.cancel()  # not waited for: it holds nothing
         process.close()

@@ -14,7 +14,15 @@ from urllib.parse import quote
 import grpc
 import grpc.aio
 
-from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Identity, Pong, SystemInfo
+from arcboxd.domain.guest import (
+    ExecExit,
+    ExecInput,
+    ExecOutput,
+    ExecSpec,
+    Identity,
+    Pong,
+    SystemInfo,
+)
 from arcboxd.errors import AgentUnreachableError, ArcboxError, LinkError, TooLateError
 from arcboxd.guest.link import AgentLink
 from arcboxd.wire import convert
@@ -140,6 +148,8 @@ class LinkedAgent:
             async for message in call:
                 if (output := convert.exec_output(message)) is not None:
                     yield output
+                    if isinstance(output, ExecExit):
+                        return  # what the caller may still want to type has no reader
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from error
         finally:
