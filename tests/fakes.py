@@ -182,7 +182,7 @@ class FakeAgent:
         except TimeoutError as error:
             raise TooLateError("not ready") from error
 
-    async def ping(self, message: str, *, set_clock: bool = False) -> Pong:
+    async def ping(self, message: str) -> Pong:
         self._check()
         return Pong(message, "fake-1")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from arcboxd.assets import agent_bundle, kernel, python_runtime
@@ -21,11 +21,9 @@ from arcboxd.assets.initramfs import (
     init_script,
 )
 from arcboxd.assets.mirror import Mirror, host_codename
-from arcboxd.domain.image import BootAssets
+from arcboxd.domain.image import BootAssets, ProgressFn
 from arcboxd.errors import UnsupportedError
 from arcboxd.paths import Paths
-
-ProgressFn = Callable[[str, int, int], None]
 
 BUILDABLE = ("x86_64",)
 """Architectures whose assets this version can build."""

@@ -9,6 +9,9 @@ from pathlib import Path
 ProgressFn = Callable[[str, int, int], None]
 """Called with a step's phrase, how much is done, and how much there is in all (0: not known)."""
 
+ARCH_ALIASES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
+"""The kernel's names of architectures, by the names that users write."""
+
 
 @dataclass(frozen=True, slots=True)
 class BootAssets:

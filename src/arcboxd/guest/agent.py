@@ -115,19 +115,17 @@ class LinkedAgent:
                 + (f": {self._trouble}" if self._trouble else "")
             ) from error
 
-    async def ping(self, message: str, *, set_clock: bool = False) -> Pong:
+    async def ping(self, message: str) -> Pong:
         """Ask for an answer: over the link itself, which takes a third of a gRPC call's time."""
         calls = await self._session()
-        if not set_clock:
-            try:
-                async with asyncio.timeout(self._call_s):
-                    return Pong(message, await self._link.ping())
-            except LinkError:
-                pass  # an agent that knows no such target, or a session that has just ended
-            except TimeoutError as error:
-                raise self._silent() from error
-        seconds = int(time.time()) if set_clock else 0
-        request = agent_pb2.AgentPingRequest(message=message, timestamp_secs=seconds)
+        try:
+            async with asyncio.timeout(self._call_s):
+                return Pong(message, await self._link.ping())
+        except LinkError:
+            pass  # an agent that knows no such target, or a session that has just ended
+        except TimeoutError as error:
+            raise self._silent() from error
+        request = agent_pb2.AgentPingRequest(message=message)
         return convert.pong(await self._answer(calls.agent.Ping(request)))
 
     async def system_info(self) -> SystemInfo:

@@ -7,12 +7,12 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from arcboxd import aio
 from arcboxd.assets.mirror import DEBIAN_ARCHES, Mirror, require_keyring
+from arcboxd.domain.image import ProgressFn
 from arcboxd.errors import AssetBuildError, PreconditionError
 from arcboxd.process import CommandError, run, tool
 
@@ -34,7 +34,6 @@ PACKAGES = tuple(_PACKAGE_NAMES.split())
 _TIMEOUT_S = 1800.0
 _POLL_S = 0.3
 
-ProgressFn = Callable[[str, int, int], None]
 
 _STEPS = (
     (r"^I: running apt-get update", "reading the mirror's package lists"),

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from arcboxd.assets.cache import Cache, Entry, Inputs
 from arcboxd.assets.mirror import SUITES, Mirror, host_mirror
-from arcboxd.domain.image import BaseImage
+from arcboxd.domain.image import ARCH_ALIASES, BaseImage, ProgressFn
 from arcboxd.errors import InvalidArgumentError, UnsupportedError
 from arcboxd.images import debian
 from arcboxd.paths import Paths
 
-ProgressFn = Callable[[str, int, int], None]
-
-ARCH_ALIASES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 BUILDABLE = ("x86_64",)
 
 _KIND = "image"

@@ -22,7 +22,7 @@ class GuestAgent(Protocol):
         """
         ...
 
-    async def ping(self, message: str, *, set_clock: bool = False) -> Pong:
+    async def ping(self, message: str) -> Pong:
         """Ask for an answer.
 
         Raises:

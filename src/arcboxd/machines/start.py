@@ -20,7 +20,7 @@ from arcboxd.errors import (
     NoRoomError,
     TooLateError,
 )
-from arcboxd.hypervisor.base import DataDisk, Forward, Vm, VmConfig
+from arcboxd.hypervisor.base import DataDisk, Vm, VmConfig
 from arcboxd.machines import console, ssh
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.locks import NOTE_END
@@ -150,9 +150,7 @@ def identity(ctx: Context, machine: Machine) -> Identity:
     )
 
 
-async def vm_config(
-    ctx: Context, machine: Machine, *, forwards: tuple[Forward, ...] = ()
-) -> VmConfig:
+async def vm_config(ctx: Context, machine: Machine) -> VmConfig:
     """Give all that a machine's process is made of.
 
     Raises:
@@ -172,7 +170,6 @@ async def vm_config(
         paths=ctx.paths.machine(machine.id),
         assets=await ctx.assets.ensure(spec.arch, ctx.reporter(machine)),
         cmdline=spec.cmdline,
-        forwards=forwards,
         data_disks=tuple(DataDisk(p.stem, p) for p in sorted(volumes.glob("*.qcow2"))),
     )
 
@@ -188,7 +185,7 @@ async def _launch(ctx: Context, machine: Machine) -> tuple[Vm, str]:
             machine = await ctx.registry.change(machine.id, ssh_port=port)
             ssh.write_config(machine, config.paths)
         try:
-            vm = await ctx.hypervisor.launch(_with_forward(config, ssh.forward(port)))
+            vm = await ctx.hypervisor.launch(replace(config, forwards=(ssh.forward(port),)))
             return vm, config.assets.kernel_version
         except NoRoomError:
             # Another program was quicker to take the port that was free a moment ago.
@@ -196,10 +193,6 @@ async def _launch(ctx: Context, machine: Machine) -> tuple[Vm, str]:
                 raise
             wanted, taken = 0, taken | {port}
     raise AssertionError("the last try returns or raises")
-
-
-def _with_forward(config: VmConfig, forward: Forward) -> VmConfig:
-    return replace(config, forwards=(forward,))
 
 
 class _ExitedError(Exception):

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from arcboxd.domain.image import ARCH_ALIASES
 from arcboxd.domain.machine import MachineSpec
 from arcboxd.errors import InvalidArgumentError, UnsupportedError
 from arcboxd.machines.interfaces import Images
@@ -28,7 +29,6 @@ MAX_CMDLINE_BYTES = 1024
 MAX_KEY_BYTES = 16 << 10
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_ARCHES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 _KEY_TYPES = frozenset(
     {
         *("ssh-ed25519", "ssh-rsa"),
@@ -105,16 +105,16 @@ def check_arch(arch: str) -> str:
         InvalidArgumentError: There is no such architecture.
         UnsupportedError: It is not the host's.
     """
-    host = _ARCHES.get(platform.machine(), platform.machine())
+    host = ARCH_ALIASES.get(platform.machine(), platform.machine())
     if not arch:
         return host
-    if arch not in _ARCHES:
+    if arch not in ARCH_ALIASES:
         raise InvalidArgumentError(
-            f"unknown architecture {arch[:80]!r}", hint=f"known: {', '.join(_ARCHES)}"
+            f"unknown architecture {arch[:80]!r}", hint=f"known: {', '.join(ARCH_ALIASES)}"
         )
-    if _ARCHES[arch] != host:
+    if ARCH_ALIASES[arch] != host:
         raise UnsupportedError(
-            f"this host is {host} and cannot run {_ARCHES[arch]} machines",
+            f"this host is {host} and cannot run {ARCH_ALIASES[arch]} machines",
             hint="leave the architecture out",
         )
     return host
