@@ -1,1 +1,1 @@
-"""Speed and memory, measured as ratios of A against B in one run."""
+"""Speed and memory, measured as ratios of A against B in one run; see docs/bench.md."""

@@ -1,44 +1,88 @@
-"""Run measurements: ``python -m bench [NAME…]``; without a name, all of them.
-
-Prints a table and writes ``bench/out/NAME.json``. Each measurement takes its A and its B in one
-run, since no two runs on a shared machine compare.
-"""
+"""Run measurements: ``python -m bench [NAME…]``; without a name, all of them. See docs/bench.md."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import json
 import sys
-import time
-from pathlib import Path
 
-from bench.measure import Row
+from arcboxd.errors import ArcboxError
+from bench import report
+from bench.figures import Figure, NotAvailableError
+from bench.host import Floor, end_in_order, host, limited
 
-NAMES = ("cold", "calls")
-OUT = Path(__file__).parent / "out"
-
-
-def show(name: str, rows: list[Row]) -> None:
-    """Print one measurement as a table."""
-    print(f"\n{name}")
-    for row in rows:
-        target = f"   wanted {row.wanted}" if row.wanted else ""
-        print(f"  {row.what:<58} {row.value:>12.3f} {row.unit:<6}{target}")
-
-
-def main(names: list[str]) -> int:
-    """Run the named measurements."""
-    if unknown := set(names) - set(NAMES):
-        print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}", file=sys.stderr)
-        return 2
-    OUT.mkdir(exist_ok=True)
-    for name in names or NAMES:
-        rows: list[Row] = importlib.import_module(f"bench.{name}").run()
-        show(name, rows)
-        (OUT / f"{name}.json").write_text(
-            json.dumps({"at": time.time(), "rows": [row._asdict() for row in rows]}, indent=1)
-        )
-    return 0
+NAMES = (
+    "floor",
+    "cold",
+    "warm",
+    "staged",
+    "suspend",
+    "exec",
+    "memory",
+    "many",
+    "clones",
+    "calls",
+)
+PLOTS = "plots"
+LIMIT_S = 3600.0
+"""For each measurement, with what it builds when the cache is empty."""
+INTERRUPTED = 130
 
 
-sys.exit(main(sys.argv[1:]))
+def main(argv: list[str]) -> int:
+    """Run the named measurements, each with a daemon of its own; a failed one stops no other."""
+    parser = argparse.ArgumentParser(
+        prog="bench", description="Measure, print tables and write bench/results/NAME.json."
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        choices=[*NAMES, PLOTS, []],
+        metavar="NAME",
+        help=f"{', '.join(NAMES)}; or {PLOTS}: draw docs/img/*.svg from the results",
+    )
+    names = parser.parse_args(argv).names or NAMES
+    if PLOTS in names:
+        from bench import plots  # noqa: PLC0415 - measuring works without the library
+
+        for path in plots.draw():
+            print(path)
+    names = [name for name in NAMES if name in names]
+    if not names:
+        return 0
+    end_in_order()
+    try:
+        return measure(names)
+    except KeyboardInterrupt:
+        print("bench: interrupted; nothing of it is left", file=sys.stderr)
+        return INTERRUPTED
+
+
+def measure(names: list[str]) -> int:
+    """Measure; give 1 if a measurement failed, whatever the figures."""
+    floor = Floor.prepared()
+    facts = report.facts(floor.accelerator)
+    print(f"{facts['accelerator']}, QEMU {facts['qemu']}, {facts['host']}")
+    print(
+        "F is a bare kernel's way to a busybox init; a ratio is the median of pairs taken in turns"
+    )
+    failed = False
+    with host(floor) as one:
+        for name in names:
+            print(f"bench: measuring {name}", file=sys.stderr)
+            try:
+                with limited(LIMIT_S):
+                    figures: list[Figure] = importlib.import_module(f"bench.{name}").run(one)
+            except NotAvailableError as error:
+                print(f"\n{name}: not available: {error}", flush=True)
+            except (ArcboxError, AssertionError) as error:
+                print(f"\n{name}: FAILED: {error}", flush=True)
+                failed = True
+            else:
+                report.save(name, figures, facts)
+                print("\n" + report.table(name, figures), flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -30,9 +30,12 @@ from arcboxd.errors import (
     NoRoomError,
     TooLateError,
 )
-from arcboxd.hypervisor.base import Accelerator, Forward, SavedState, VmConfig
+from arcboxd.hypervisor.base import Accelerator, Forward, Hardware, SavedState, VmConfig
+from arcboxd.machines import disk_snapshots
+from arcboxd.paths import MachinePaths
 from arcboxd.process import ProcessHandle, spawn_detached
 
+STATE = b"the state of a machine"
 INFO = SystemInfo(
     kernel_version="6.1.0-fake",
     os_name="Debian GNU/Linux",
@@ -58,6 +61,7 @@ class World:
     powerdown_ends: bool = True
     monitor_answers: bool = True
     dies_at_start: bool = False
+    dies_at_restore: bool = False
     sshd: bool = True
     ports_taken: int = 0
     """How many launches fail because another program was quicker to take the port."""
@@ -68,6 +72,18 @@ class World:
     specs: list[ExecSpec] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     resets_allowed: int = 0
+    saves_fail: Exception | None = None
+    save_gate: asyncio.Event | None = None
+    save_begun: asyncio.Event = field(default_factory=asyncio.Event)
+    resumes_fail: int = 0
+    """How many times the monitor refuses to let a machine go on."""
+    steps: list[str] = field(default_factory=list)
+    """What was done to machines that matters in its order."""
+    launched: dict[str, VmConfig] = field(default_factory=dict)
+    clocks_set: int = 0
+    restored: list[SavedState] = field(default_factory=list)
+    resized: dict[str, int] = field(default_factory=dict)
+    board: str = "fake-1"
     exec_closed: int = 0
     sent_bytes: int = 0
     image_gate: asyncio.Event | None = None
@@ -82,7 +98,7 @@ class FakeVm:
         self._world = world
         self._handle = handle
         self._forwards = list(config.forwards)
-        self.link_socket = config.paths.link_socket
+        self._paths = config.paths
         self.name = config.name
         self.detached = False
 
@@ -94,13 +110,61 @@ class FakeVm:
         await self._handle.wait()
 
     async def pause(self) -> None:
+        self._world.steps.append("pause")
         self._handle.signal(signal.SIGSTOP)
 
     async def resume(self) -> None:
+        if self._world.resumes_fail:
+            self._world.resumes_fail -= 1
+            raise HypervisorError("the monitor does not answer")
+        self._world.steps.append("resume")
         self._handle.signal(signal.SIGCONT)
 
     async def save(self, path: Path, *, memory_in_file: bool, timeout_s: float) -> SavedState:
-        raise HypervisorError("a fake has no state")
+        self._world.steps.append("save")
+        path.write_bytes(STATE[:3])
+        self._world.save_begun.set()
+        if self._world.save_gate is not None:
+            await self._world.save_gate.wait()
+        if self._world.saves_fail is not None:
+            raise self._world.saves_fail
+        path.write_bytes(STATE)
+        return SavedState(path, memory_in_file, self._world.board)
+
+    async def hardware(self) -> Hardware:
+        config = self._world.launched[self.name]
+        return Hardware(
+            machine_type=self._world.board,
+            kernel=config.assets.kernel,
+            initramfs=config.assets.initramfs,
+            modules_disk=config.assets.modules_disk,
+            agent_disk=config.assets.agent_disk,
+            data_disks=tuple(disk.name for disk in config.data_disks),
+            balloon=config.balloon,
+        )
+
+    async def snapshot_disks(self, tag: str) -> None:
+        self._world.steps.append("snapshot")
+        await disk_snapshots.make(self._disks(), tag)
+
+    async def drop_disk_snapshots(self, tag: str) -> None:
+        if not self._world.monitor_answers:
+            raise HypervisorError("the monitor does not answer")
+        await disk_snapshots.drop(self._disks(), tag)
+
+    def _disks(self) -> list[Path]:
+        # Of its own state directory, which may be a copy of the one that it was launched in.
+        volumes = self._paths.directory.parents[1] / "volumes" / self._paths.directory.name
+        data = self._world.launched[self.name].data_disks
+        return [self._paths.disk, *(volumes / disk.path.name for disk in data)]
+
+    def rehome(self, paths: MachinePaths) -> None:
+        for name in ("template_disk", "disk", "console_log", "qemu_log"):
+            getattr(self._paths, name).rename(getattr(paths, name))
+        self._paths = paths
+
+    async def resize_disk(self, size_bytes: int) -> None:
+        self._world.resized[self.name] = size_bytes
 
     async def allow_reset(self) -> None:
         self._world.resets_allowed += 1
@@ -139,16 +203,28 @@ class FakeHypervisor:
         self._world = world
         self.accelerator = Accelerator("tcg", "it is a fake", 1.0)
 
+    async def fingerprint(self, config: VmConfig) -> str:
+        return f"{self._world.board} {config.assets.key} {config.cpus} {config.memory_bytes}"
+
     async def launch(self, config: VmConfig, state: SavedState | None = None) -> FakeVm:
         if self._world.ports_taken:
             self._world.ports_taken -= 1
             raise NoRoomError(f"port {config.forwards[0].host_port} is taken")
+        if state is not None:
+            if state.path.read_bytes() != STATE:
+                raise HypervisorError("QEMU could not move the machine's state: it is corrupt")
+            self._world.restored.append(state)
         self._world.configs.append(config)
+        if config.memory_file is not None and config.memory_file.shared:
+            config.memory_file.path.write_bytes(b"\1" * 4096)
         config.paths.console_log.write_text(self._world.console)
         handle = spawn_detached(["sleep", "1000"], log=config.paths.qemu_log)
         self._world.pids.add(handle.identity.pid)
+        self._world.launched[config.name] = config
         vm = self._world.vms[config.name] = FakeVm(self._world, handle, config)
-        if self._world.dies_at_start:
+        if state is not None:
+            handle.signal(signal.SIGSTOP)
+        if self._world.dies_at_start or (state and self._world.dies_at_restore):
             vm.die()
         return vm
 
@@ -231,12 +307,20 @@ class FakeAgent:
         self._check()
         return self._world.sshd
 
+    async def settle(self, timeout_s: float) -> None:
+        self._check()
+
+    async def sync_clock(self) -> None:
+        self._world.clocks_set += 1
+
     async def shutdown(self, grace_s: int) -> None:
         self._check()
         if self._world.shutdown_ends:
             self._world.vms[self._name].die()
 
     async def close(self) -> None:
+        if not self.closed:
+            self._world.steps.append("close")
         self.closed = True
 
 
@@ -246,8 +330,11 @@ class FakeConnector:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def connect(self, machine: Machine, link_socket: Path, identity: Identity) -> FakeAgent:
-        self._world.identities.append(identity)
+    async def connect(
+        self, machine: Machine, paths: MachinePaths, identity: Identity | None
+    ) -> FakeAgent:
+        if identity is not None:
+            self._world.identities.append(identity)
         return FakeAgent(self._world, machine.spec.name)
 
 
@@ -284,8 +371,11 @@ class FakeImages:
             file.truncate(4 << 30)
         return BaseImage("image-1", self._path, "raw", 4 << 30, distro, version, arch)
 
+    async def find(self, distro: str, version: str, arch: str) -> BaseImage | None:
+        return BaseImage("image-1", self._path, "raw", 4 << 30, distro, version, arch)
+
     async def get(self, key: str) -> BaseImage | None:
-        return None
+        return await self.find("debian", "12", "x86_64") if key == "image-1" else None
 
 
 def parts(world: World, cache: Path) -> Parts:

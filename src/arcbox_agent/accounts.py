@@ -5,7 +5,7 @@ emulation.
 """
 
 # pathlib is not imported and imports come late: start-up takes long under emulation.
-# ruff: noqa: PLC0415, PTH101, PTH102, PTH103, PTH110, PTH112, PTH120
+# ruff: noqa: PLC0415, PTH101, PTH102, PTH103, PTH110, PTH112, PTH116, PTH120
 
 from __future__ import annotations
 
@@ -21,18 +21,45 @@ _SECONDS_A_DAY = 86400
 # An asterisk, not an exclamation mark: sshd without PAM takes the latter for a locked account, and
 # refuses its keys.
 _NO_PASSWORD = "*"  # noqa: S105  the absence of one
+_WATCHED = ("etc/passwd", "etc/group", "etc/sudoers.d/90-arcbox", "etc/doas.d/arcbox.conf")
 _BEGIN = "# arcbox: begin; what is between these two lines is replaced"
 _END = "# arcbox: end"
+_Version = tuple[int, int, int]
+_ensured: dict[tuple[str, str, int], tuple[Account, list[_Version]]] = {}
 
 
 def ensure_user(root: str, name: str, wanted_uid: int) -> Account:
     """Find the user of that name, or make one that may become root without a password. Idempotent.
 
-    An existing user keeps uid, home and shell.
+    An existing user keeps uid, home and shell. Asked again, with all as it left it, it looks at no
+    more than whether that is so.
 
     Raises:
         OSError: A file cannot be written.
     """
+    known = _ensured.get((root, name, wanted_uid))
+    if known is not None and known[1] == _versions(root, known[0]):
+        return known[0]
+    account = _ensure(root, name, wanted_uid)
+    _ensured[root, name, wanted_uid] = (account, _versions(root, account))
+    return account
+
+
+def _versions(root: str, account: Account) -> list[_Version]:
+    """Give what changes when someone else changes what `ensure_user` made."""
+    versions: list[_Version] = []
+    for path in _WATCHED:
+        try:
+            state = os.stat(f"{root}/{path}")
+        except FileNotFoundError:
+            versions.append((0, 0, 0))
+        else:
+            versions.append((state.st_ino, state.st_mtime_ns, state.st_size))
+    versions.append((int(os.path.lexists(root + account.home)), 0, 0))
+    return versions
+
+
+def _ensure(root: str, name: str, wanted_uid: int) -> Account:
     account = next((each for each in read_accounts(root) if each.name == name), None)
     if account is None:
         account = _create(root, name, wanted_uid)
@@ -120,8 +147,14 @@ def _make_home(root: str, account: Account) -> None:
     os.chown(home, account.uid, account.gid)
 
 
-def authorize_keys(root: str, account: Account, keys: list[str]) -> None:
+def authorize_keys(root: str, account: Account, keys: list[str], *, in_place: bool = False) -> None:
     """Put the keys into the user's authorized_keys, between marks; other lines stay as they are.
+
+    Args:
+        root: Below which the system's files lie.
+        account: The user.
+        keys: A line each; without any, the marks go too.
+        in_place: Overwrite the file, for a user who runs nothing yet. See `files.overwrite`.
 
     Raises:
         OSError: A link or another user's file is in the way.
@@ -135,7 +168,7 @@ def authorize_keys(root: str, account: Account, keys: list[str]) -> None:
         old = folder.read("authorized_keys")
         new = merge_keys(old, keys)
         if new != old:
-            folder.write("authorized_keys", new, 0o600)
+            folder.write("authorized_keys", new, 0o600, in_place=in_place)
     finally:
         folder.close()
 

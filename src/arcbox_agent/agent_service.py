@@ -17,6 +17,7 @@ from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 if TYPE_CHECKING:
     import asyncio
 
+    from arcbox_agent.clone import Clone
     from arcbox_agent.kernel import Kernel
     from arcboxd.wire.pb.arcbox.v1 import common_pb2
 
@@ -29,9 +30,10 @@ _log = logging.getLogger(__name__)
 class AgentService:
     """Serves arcbox.v1.AgentService, one method an RPC. See agent.proto for what each means."""
 
-    def __init__(self, kernel: Kernel, root: str) -> None:
+    def __init__(self, kernel: Kernel, clone: Clone, root: str) -> None:
         """Serve for the system whose files lie below `root`."""
         self._kernel = kernel
+        self._clone = clone
         self._root = root
         self._shutdown: asyncio.Task[None] | None = None
 
@@ -86,6 +88,7 @@ class AgentService:
 
     def begin_shutdown(self, grace_s: float) -> None:
         """Start the shutdown; an answer can leave first. A grace of 0 is the usual one."""
+        self._clone.begin()
         if self._shutdown is None or self._shutdown.done():
             self._shutdown = aio.spawn(self._kernel.shut_down(grace_s), name="shutdown")
 

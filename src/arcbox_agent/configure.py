@@ -5,21 +5,26 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import logging
 import os
 import re
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from arcbox_agent import files
+from arcbox_agent.clone import write_line
+from arcbox_agent.network import parse_address, parse_cidr
 from arcbox_agent.threads import in_thread
 from arcboxd.errors import ArcboxError, InvalidArgumentError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from arcbox_agent.clone import Clone
     from arcbox_agent.kernel import Kernel
 
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
@@ -29,24 +34,82 @@ _KEY_TYPE = re.compile(r"[a-z0-9]{1,16}")
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN OPENSSH PRIVATE KEY-----\n[A-Za-z0-9+/=\n]+-----END OPENSSH PRIVATE KEY-----\n?"
 )
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_MULTICAST = 1  # a bit of a MAC's first byte
 _MAX_ENTROPY_BYTES = 4096
+_CLOCK_TOLERANCE_NS = 1_000_000_000  # the link's `clock` adjusts it finely
 _MAX_UID = 0xFFFFFFFD
 _NOBODY = 65534
 
 _log = logging.getLogger(__name__)
+_Write = Callable[..., bool]  # `files.write` or `files.overwrite`
+_background: set[asyncio.Future[None]] = set()
 
 
 async def configure(
-    request: guest_pb2.ConfigureRequest, kernel: Kernel, root: str
+    request: guest_pb2.ConfigureRequest, kernel: Kernel, clone: Clone, root: str
 ) -> guest_pb2.ConfigureResponse:
     """Give the machine its identity, then let a held init go on. Idempotent.
+
+    The first time after Settle it is a clone's: that also gets a boot id, and what Settle holds
+    begins a little later.
 
     Raises:
         InvalidArgumentError: A value can never be accepted; nothing was changed.
     """
     check(request)
+    warnings = await _apply(request, kernel, clone, root, in_clone=clone.settled)
+    if clone.settled:
+        clone.begin_later(*([partial(_grow, kernel)] if request.disk_bytes else []))
+    else:
+        write_line(f"{root}/run/arcbox/gate")  # after the first call of a boot nobody listens
+        if request.disk_bytes:
+            _grow(kernel)
+    clone.configured = request
+    return guest_pb2.ConfigureResponse(boot_id=clone.boot_id(), warnings=warnings)
+
+
+async def rehearse(kernel: Kernel, clone: Clone, root: str) -> None:
+    """Do what a clone's request will do, so that it finds code and files in memory."""
+    request = guest_pb2.ConfigureRequest()
+    request.CopyFrom(clone.configured)
+    request.clock_unix_nanos = 0  # it is over
+    check(request)
+    await _apply(request, kernel, clone, root, in_clone=True)
+
+
+def withdraw(clone: Clone, root: str) -> None:
+    """Take away what the last request wrote; files that a clone writes again are emptied.
+
+    Raises:
+        OSError: Something cannot be taken away.
+    """
+    identity = clone.configured
+    files.overwrite(f"{root}/etc/hostname", "")
+    files.overwrite(f"{root}/etc/machine-id", "")
+    files.overwrite(f"{root}/etc/hosts", _hosts(root, ""))
+    for key in identity.ssh_host_keys:
+        path = f"{root}/etc/ssh/ssh_host_{key.type}_key"
+        if os.path.isfile(path):
+            files.overwrite(path, "")
+            files.overwrite(f"{path}.pub", "")
+    if identity.HasField("user"):
+        user = guest_pb2.User(name=identity.user.name, uid=identity.user.uid)
+        _set_user(root, user, in_place=True)
+
+
+async def background_ended() -> None:
+    """Wait until what earlier calls started has ended."""
+    if _background:
+        await asyncio.wait(_background)
+
+
+async def _apply(
+    request: guest_pb2.ConfigureRequest, kernel: Kernel, clone: Clone, root: str, *, in_clone: bool
+) -> list[str]:
+    """Do all that was asked for; return what could not be done."""
     warnings: list[str] = []
-    for what, step in _steps(request, kernel, root):
+    for what, step in _steps(request, kernel, clone, root, in_clone=in_clone):
         try:
             step()
         except (OSError, ArcboxError, ValueError) as error:
@@ -54,32 +117,38 @@ async def configure(
     if request.HasField("network"):
         network = request.network
         try:
-            await kernel.configure_network(network.address, network.gateway)
-            _set_resolvers(root, list(network.dns_servers))
+            as_in_template = in_clone and _differ_in_mac_only(network, clone.configured.network)
+            await kernel.configure_network(
+                network.address, network.gateway, network.mac, only_mac=as_in_template
+            )
+            if not as_in_template:
+                _set_resolvers(root, list(network.dns_servers))
         except OSError as error:
             _warn(warnings, "configure the network", error)
-    _open_gate(root)
-    if request.disk_bytes:
-        _grow(kernel)
-    return guest_pb2.ConfigureResponse(boot_id=_boot_id(), warnings=warnings)
+    return warnings
 
 
 def _steps(
-    request: guest_pb2.ConfigureRequest, kernel: Kernel, root: str
+    request: guest_pb2.ConfigureRequest, kernel: Kernel, clone: Clone, root: str, *, in_clone: bool
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Give what was asked for, named. Entropy and clock first: what follows may depend on them."""
+    write = files.overwrite if in_clone else files.write
     if request.entropy:
         yield "add entropy", lambda: kernel.add_entropy(request.entropy)
-    if request.clock_unix_nanos > 0:
-        yield "set the clock", lambda: kernel.set_clock(request.clock_unix_nanos)
+    if in_clone:
+        yield "give the clone a boot id", lambda: clone.identify(request.machine_id)
+    wanted = request.clock_unix_nanos
+    if wanted > 0 and abs(time.time_ns() - wanted) > _CLOCK_TOLERANCE_NS:
+        yield "set the clock", lambda: kernel.set_clock(wanted)
     if request.hostname:
-        yield "set the hostname", lambda: _set_hostname(kernel, root, request.hostname)
+        yield "set the hostname", lambda: _set_hostname(kernel, root, request.hostname, write)
     if request.machine_id:
-        yield "set the machine id", lambda: _set_machine_id(root, request.machine_id)
+        yield "set the machine id", lambda: _set_machine_id(root, request.machine_id, write)
     if request.ssh_host_keys:
-        yield "set the SSH host keys", lambda: _set_host_keys(kernel, root, request)
+        yield "set the SSH host keys", lambda: _set_host_keys(kernel, root, request, write)
     if request.HasField("user"):
-        yield f"set up the user {request.user.name}", lambda: _set_user(root, request.user)
+        what = f"set up the user {request.user.name}"
+        yield what, lambda: _set_user(root, request.user, in_place=in_clone)
 
 
 def _warn(warnings: list[str], what: str, error: Exception) -> None:
@@ -124,36 +193,53 @@ def _check_key(line: str) -> None:
 
 
 def _check_network(network: guest_pb2.Network) -> None:
+    _match(_MAC, network.mac, "MAC address", optional=True)
+    if network.mac and int(network.mac[:2], 16) & _MULTICAST:
+        raise InvalidArgumentError(f"{network.mac} is a group's MAC address, not a card's.")
     try:
         if network.address:
-            ipaddress.IPv4Interface(network.address)
+            parse_cidr(network.address)
         if network.gateway:
-            ipaddress.IPv4Address(network.gateway)
+            parse_address(network.gateway)
         for server in network.dns_servers:
-            ipaddress.ip_address(server)
+            parse_address(server, ipv6=":" in server)
     except ValueError as error:
         raise InvalidArgumentError(f"The network makes no sense: {error}.") from error
 
 
-def _set_hostname(kernel: Kernel, root: str, name: str) -> None:
+def _differ_in_mac_only(one: guest_pb2.Network, other: guest_pb2.Network) -> bool:
+    return (one.address, one.gateway) == (other.address, other.gateway) and (
+        one.dns_servers == other.dns_servers
+    )
+
+
+def _set_hostname(kernel: Kernel, root: str, name: str, write: _Write) -> None:
     kernel.set_hostname(name)
-    files.write(f"{root}/etc/hostname", f"{name}\n")
-    path = f"{root}/etc/hosts"
-    lines = [line for line in files.read(path).splitlines() if not line.startswith("127.0.1.1")]
+    write(f"{root}/etc/hostname", f"{name}\n")
+    write(f"{root}/etc/hosts", _hosts(root, name))
+
+
+def _hosts(root: str, name: str) -> str:
+    """Give /etc/hosts with the machine's own name, or without one."""
+    text = files.read(f"{root}/etc/hosts")
+    lines = [line for line in text.splitlines() if not line.startswith("127.0.1.1")]
     if not lines:
         lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost"]
-    lines.insert(1, f"127.0.1.1\t{name}")
-    files.write(path, "\n".join(lines) + "\n")
+    if name:
+        lines.insert(1, f"127.0.1.1\t{name}")
+    return "\n".join(lines) + "\n"
 
 
-def _set_machine_id(root: str, machine_id: str) -> None:
-    files.write(f"{root}/etc/machine-id", f"{machine_id}\n", mode=0o444)
+def _set_machine_id(root: str, machine_id: str, write: _Write) -> None:
+    write(f"{root}/etc/machine-id", f"{machine_id}\n", mode=0o444)
     dbus = f"{root}/var/lib/dbus/machine-id"
     if os.path.isfile(dbus) and not os.path.islink(dbus):  # a copy; mostly it is a link
-        files.write(dbus, f"{machine_id}\n")
+        write(dbus, f"{machine_id}\n")
 
 
-def _set_host_keys(kernel: Kernel, root: str, request: guest_pb2.ConfigureRequest) -> None:
+def _set_host_keys(
+    kernel: Kernel, root: str, request: guest_pb2.ConfigureRequest, write: _Write
+) -> None:
     folder = f"{root}/etc/ssh"
     if not os.path.isdir(folder):
         return
@@ -161,17 +247,17 @@ def _set_host_keys(kernel: Kernel, root: str, request: guest_pb2.ConfigureReques
     for key in request.ssh_host_keys:
         path = f"{folder}/ssh_host_{key.type}_key"
         private, public = (text.rstrip("\n") + "\n" for text in (key.private_key, key.public_key))
-        changed |= files.write(path, private, mode=0o600)
-        changed |= files.write(f"{path}.pub", public, mode=0o644)
+        changed |= write(path, private, mode=0o600)
+        changed |= write(f"{path}.pub", public, mode=0o644)
     if changed:
         kernel.reload_sshd()
 
 
-def _set_user(root: str, user: guest_pb2.User) -> None:
+def _set_user(root: str, user: guest_pb2.User, *, in_place: bool) -> None:
     from arcbox_agent.accounts import authorize_keys, ensure_user
 
     account = ensure_user(root, user.name, user.uid)
-    authorize_keys(root, account, list(user.authorized_keys))
+    authorize_keys(root, account, list(user.authorized_keys), in_place=in_place)
 
 
 def _set_resolvers(root: str, servers: list[str]) -> None:
@@ -188,22 +274,7 @@ def _grow(kernel: Kernel) -> None:
         if (error := growth.exception()) is not None:
             _log.warning("cannot grow the root filesystem: %s", error)
 
-    in_thread(kernel.grow_root, name="grow the disk").add_done_callback(report)
-
-
-def _open_gate(root: str) -> None:
-    """Let the initramfs go on with init. After the first call of a boot nobody listens."""
-    try:
-        fd = os.open(f"{root}/run/arcbox/gate", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        os.write(fd, b"go\n")
-    except BrokenPipeError:  # it has just stopped waiting
-        return
-    finally:
-        os.close(fd)
-
-
-def _boot_id() -> str:
-    return files.read("/proc/sys/kernel/random/boot_id").strip()
+    growth = in_thread(kernel.grow_root, name="grow the disk")
+    _background.add(growth)
+    growth.add_done_callback(_background.discard)
+    growth.add_done_callback(report)

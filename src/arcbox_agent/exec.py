@@ -13,8 +13,7 @@ from arcboxd.errors import InvalidArgumentError, NoRoomError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
 if TYPE_CHECKING:
-    from grpclib.server import Stream
-
+    from arcbox_agent.calls import MessageStream
     from arcbox_agent.cgroup import Cgroups
 
 _MAX_SIZE = 0xFFFF
@@ -24,7 +23,7 @@ _TERMINAL_NAME = "xterm-256color"
 
 
 async def run(
-    stream: Stream[guest_pb2.ExecInput, guest_pb2.ExecOutput], cgroups: Cgroups, root: str
+    stream: MessageStream[guest_pb2.ExecInput, guest_pb2.ExecOutput], cgroups: Cgroups, root: str
 ) -> None:
     """Serve one call of GuestService.Exec.
 
@@ -57,7 +56,7 @@ async def run(
 
 
 async def _forward(
-    stream: Stream[guest_pb2.ExecInput, guest_pb2.ExecOutput],
+    stream: MessageStream[guest_pb2.ExecInput, guest_pb2.ExecOutput],
     process: Process,
     faults: list[Exception],
 ) -> None:
@@ -84,7 +83,7 @@ def _output(piece: tuple[int, bytes]) -> guest_pb2.ExecOutput:
 
 
 async def _feed(
-    stream: Stream[guest_pb2.ExecInput, guest_pb2.ExecOutput],
+    stream: MessageStream[guest_pb2.ExecInput, guest_pb2.ExecOutput],
     process: Process,
     faults: list[Exception],
 ) -> None:

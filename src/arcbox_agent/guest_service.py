@@ -11,30 +11,43 @@ from arcbox_agent import exec as exec_call
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
 if TYPE_CHECKING:
-    from grpclib.server import Stream
-
+    from arcbox_agent.calls import MessageStream
     from arcbox_agent.cgroup import Cgroups
+    from arcbox_agent.clone import Clone
     from arcbox_agent.kernel import Kernel
 
 
 class GuestService:
     """Serves arcbox.ext.v1.GuestService, one method an RPC. See guest.proto for what each means."""
 
-    def __init__(self, kernel: Kernel, cgroups: Cgroups, root: str) -> None:
+    def __init__(self, kernel: Kernel, cgroups: Cgroups, clone: Clone, root: str) -> None:
         """Serve for the system whose files lie below `root`."""
         self._kernel = kernel
         self._cgroups = cgroups
+        self._clone = clone
         self._root = root
 
     async def Configure(self, request: guest_pb2.ConfigureRequest) -> guest_pb2.ConfigureResponse:
         """Make this machine the one that the host says it is."""
         from arcbox_agent import configure
 
-        return await configure.configure(request, self._kernel, self._root)
+        return await configure.configure(request, self._kernel, self._clone, self._root)
 
-    async def Exec(self, stream: Stream[guest_pb2.ExecInput, guest_pb2.ExecOutput]) -> None:
+    async def Exec(self, stream: MessageStream[guest_pb2.ExecInput, guest_pb2.ExecOutput]) -> None:
         """Run a process."""
-        await exec_call.run(stream, self._cgroups, self._root)
+        self._clone.calls += 1
+        try:
+            await exec_call.run(stream, self._cgroups, self._root)
+        finally:
+            self._clone.calls -= 1
+
+    async def Settle(self, request: guest_pb2.SettleRequest) -> guest_pb2.SettleResponse:
+        """Bring the system to rest, for clones of it to go on."""
+        from arcbox_agent import settle
+
+        timeout_s = request.timeout_millis / 1000
+        system = self._kernel.system(self._cgroups)
+        return await settle.settle(system, self._kernel, self._clone, self._root, timeout_s)
 
     async def WaitForPort(
         self, request: guest_pb2.WaitForPortRequest
@@ -42,5 +55,6 @@ class GuestService:
         """Wait for a listener."""
         from arcbox_agent.ports import wait_for_port
 
+        self._clone.begin()  # it may be the SSH server that is waited for
         await wait_for_port(request.port, request.timeout_millis / 1000)
         return guest_pb2.WaitForPortResponse()

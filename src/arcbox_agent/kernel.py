@@ -11,6 +11,11 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from arcbox_agent.cgroup import Cgroups
+    from arcbox_agent.settle import System
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
@@ -47,11 +52,19 @@ class Kernel:
         finally:
             os.close(fd)
 
-    async def configure_network(self, address: str, gateway: str) -> None:
-        """Give the first network card its address and the machine its way out."""
+    def bind(self, source: str, target: str) -> None:
+        """Let a file show in another's place."""
+        from arcbox_agent.syscalls import bind
+
+        bind(source, target)
+
+    async def configure_network(
+        self, address: str, gateway: str, mac: str, *, only_mac: bool = False
+    ) -> None:
+        """Give the first network card its addresses and the machine its way out."""
         from arcbox_agent.network import configure
 
-        await configure(address, gateway)
+        await configure(address, gateway, mac, only_mac=only_mac)
 
     def grow_root(self) -> None:
         """Grow the root filesystem to its device. Blocks: for a thread."""
@@ -64,6 +77,12 @@ class Kernel:
         from arcbox_agent.shutdown import LinuxSystem, shut_down
 
         await shut_down(LinuxSystem(), grace_s)
+
+    def system(self, cgroups: Cgroups) -> System:
+        """Give what Settle brings to rest."""
+        from arcbox_agent.settle import System
+
+        return System(cgroups)
 
     def reload_sshd(self) -> None:
         """Make a running SSH server read its keys again."""
@@ -91,7 +110,12 @@ class NoKernel(Kernel):
     def add_entropy(self, data: bytes) -> None:
         """Leave the generator."""
 
-    async def configure_network(self, address: str, gateway: str) -> None:
+    def bind(self, source: str, target: str) -> None:
+        """Leave the files as they show."""
+
+    async def configure_network(
+        self, address: str, gateway: str, mac: str, *, only_mac: bool = False
+    ) -> None:
         """Leave the network."""
 
     def grow_root(self) -> None:
@@ -99,6 +123,12 @@ class NoKernel(Kernel):
 
     async def shut_down(self, grace_s: float) -> None:
         """Go on."""
+
+    def system(self, cgroups: Cgroups) -> System:
+        """Give one that nothing is done to."""
+        from arcbox_agent.settle import NoSystem
+
+        return NoSystem(cgroups)
 
     def reload_sshd(self) -> None:
         """Leave the server."""

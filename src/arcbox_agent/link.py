@@ -1,17 +1,21 @@
 """The agent's end of the link: finds the port, and serves what the host opens streams to."""
 
 # pathlib is not imported: start-up takes long under emulation.
-# ruff: noqa: PTH123, PTH208
+# ruff: noqa: PLC0415, PTH123, PTH208
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import time
 from typing import TYPE_CHECKING
 
 from arcbox_agent import VERSION
+from arcbox_agent.calls import Calls
+from arcbox_agent.threads import in_thread
 from arcboxd.errors import LinkError
+from arcboxd.link.call import CALL
 from arcboxd.link.guest_port import open_port
 from arcboxd.link.peer import Peer
 from arcboxd.link.proxy import proxy
@@ -20,6 +24,8 @@ from arcboxd.link.transport import StreamTransport
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from arcbox_agent.calls import Method
+    from arcbox_agent.kernel import Kernel
     from arcbox_agent.rpc import Server
     from arcboxd.link.stream import Stream
 
@@ -28,11 +34,13 @@ _PORTS = "/sys/class/virtio-ports"
 _PORT_WAIT_S = 30.0
 _POLL_S = 0.02
 _CONNECT_S = 10.0
+_TIME_BYTES = 8
+_CLOCK_TOLERANCE_NS = 10_000_000
 
 _log = logging.getLogger(__name__)
 
 
-async def serve(server: Server, port: str, ended: asyncio.Event) -> None:
+async def serve(served: dict[str, Method], kernel: Kernel, port: str, ended: asyncio.Event) -> None:
     """Serve over the link until `ended` is set.
 
     Raises:
@@ -41,7 +49,7 @@ async def serve(server: Server, port: str, ended: asyncio.Event) -> None:
     path = port or await find_port(ended)
     if not path:
         return
-    peer = Peer(role="guest", hello=VERSION.encode(), accept=Targets(server).accept)
+    peer = Peer(role="guest", hello=VERSION.encode(), accept=Targets(served, kernel).accept)
     try:
         await open_port(path, lambda: peer.protocol)
     except OSError as error:
@@ -90,11 +98,17 @@ def _find_device() -> str | None:
 
 
 class Targets:
-    """What streams can be opened to: `grpc`, `ping`, `unix:PATH` and `tcp:HOST:PORT`."""
+    """What streams can be opened to.
 
-    def __init__(self, server: Server) -> None:
-        """Answer `grpc` with this server."""
-        self._server = server
+    They are `grpc`, `call:/SERVICE/METHOD`, `ping`, `clock`, `unix:PATH` and `tcp:HOST:PORT`.
+    """
+
+    def __init__(self, served: dict[str, Method], kernel: Kernel) -> None:
+        """Answer `grpc` and calls with these methods, and set this kernel's clock."""
+        self._served = served
+        self._calls = Calls(served)
+        self._server: asyncio.Future[Server] | None = None
+        self._kernel = kernel
 
     def accept(self, target: str) -> Callable[[Stream], Awaitable[None]]:
         """Return the handler for a target.
@@ -106,8 +120,12 @@ class Targets:
         host, _, port = address.rpartition(":")
         if target == "grpc":
             return self._grpc
+        if target.startswith(CALL):
+            return self._calls.accept(target.removeprefix(CALL))
         if target == "ping":
             return _pong
+        if target == "clock":
+            return self._clock
         if kind == "unix" and address.startswith("/"):
             return lambda stream: _connect(stream, asyncio.open_unix_connection(address))
         if kind == "tcp" and host and port.isascii() and port.isdigit() and int(port) < 1 << 16:
@@ -118,11 +136,41 @@ class Targets:
 
     async def _grpc(self, stream: Stream) -> None:
         stream.accept()
-        transport = StreamTransport(stream, self._server.protocol())
+        if self._server is None:
+            # For seconds, under emulation: not in the event loop's way.
+            self._server = in_thread(self._make_server, name="import gRPC")
+        server = await asyncio.shield(self._server)
+        transport = StreamTransport(stream, server.protocol())
         try:
             await transport.wait_closed()
         finally:
             transport.abort()
+
+    def _make_server(self) -> Server:
+        from arcbox_agent.rpc import Server
+
+        return Server(self._served)
+
+    async def _clock(self, stream: Stream) -> None:
+        """Set the clock to each time that comes, and answer with the clock then.
+
+        A time is 8 bytes: nanoseconds since the epoch, big-endian and signed; 0 only asks.
+        """
+        received = b""
+        while data := await stream.read():
+            received += data
+            while len(received) >= _TIME_BYTES:
+                wanted = int.from_bytes(received[:_TIME_BYTES], "big", signed=True)
+                received = received[_TIME_BYTES:]
+                if wanted > 0 and abs(time.time_ns() - wanted) > _CLOCK_TOLERANCE_NS:
+                    self._set_clock(wanted)
+                await stream.write(time.time_ns().to_bytes(_TIME_BYTES, "big", signed=True))
+
+    def _set_clock(self, unix_nanos: int) -> None:
+        try:
+            self._kernel.set_clock(unix_nanos)
+        except OSError as error:
+            _log.warning("cannot set the clock: %s", error)
 
 
 async def _pong(stream: Stream) -> None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from arcbox_agent import VERSION, forker
 from arcbox_agent.agent_service import AgentService
+from arcbox_agent.calls import methods
 from arcbox_agent.cgroup import Cgroups
+from arcbox_agent.clone import Clone
 from arcbox_agent.guest_service import GuestService
 from arcbox_agent.kernel import Kernel, NoKernel
-from arcbox_agent.rpc import Server, mapping
 from arcboxd.errors import LinkError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
@@ -103,11 +104,14 @@ def main(arguments: Sequence[str]) -> int:
 async def _serve(options: Options) -> None:
     kernel = NoKernel() if options.root else Kernel()
     cgroups = Cgroups(options.cgroup or "")
-    agent = AgentService(kernel, options.root)
-    guest = GuestService(kernel, cgroups, options.root)
-    server = Server(
-        mapping(agent, agent_pb2.DESCRIPTOR.services_by_name["AgentService"])
-        | mapping(guest, guest_pb2.DESCRIPTOR.services_by_name["GuestService"])
+    clone = Clone(kernel, cgroups, options.root)
+    agent = AgentService(kernel, clone, options.root)
+    guest = GuestService(kernel, cgroups, clone, options.root)
+    served = methods(
+        (
+            (agent, agent_pb2.DESCRIPTOR.services_by_name["AgentService"]),
+            (guest, guest_pb2.DESCRIPTOR.services_by_name["GuestService"]),
+        )
     )
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -119,14 +123,16 @@ async def _serve(options: Options) -> None:
         loop.call_later(_WARM_UP_S, forker.current.prepare)
     _tune_garbage_collection()
     if options.listen:
-        listener = await loop.create_unix_server(server.protocol, options.listen)
+        from arcbox_agent.rpc import Server
+
+        listener = await loop.create_unix_server(Server(served).protocol, options.listen)
         _log.info("version %s listens on %s", VERSION, options.listen)
         await ended.wait()
         listener.close()
     else:
         from arcbox_agent.link import serve
 
-        await serve(server, options.port, ended)
+        await serve(served, kernel, options.port, ended)
 
 
 def _tune_garbage_collection() -> None:

@@ -1,4 +1,6 @@
-"""Gives the network card its address, without any program of the distribution.
+"""Gives the network card its addresses, without any program of the distribution.
+
+`ipaddress` is not used: it does much for what the C library does in one call.
 
 Source: netdevice(7); include/uapi/linux/route.h.
 """
@@ -11,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import ipaddress
 import os
 import socket
 import struct
@@ -22,48 +23,86 @@ _SIOCSIFFLAGS = 0x8914
 _SIOCGIFADDR = 0x8915
 _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
+_SIOCSIFHWADDR = 0x8924
+_SIOCGIFHWADDR = 0x8927
 _IFF_UP = 0x1
 _RTF_UP_GATEWAY = 0x3
 _ETHERNET = "1"
+_ARPHRD_ETHER = 1
+_MAX_PREFIX = 32
 _WAIT_S = 1.0
 _POLL_S = 0.02
 _ADDRESS = struct.Struct("=H2x4s8x")  # struct sockaddr_in
 _FOLDER = "/sys/class/net"
+_known_card = ""
 
 
-async def configure(address: str, gateway: str) -> None:
-    """Bring up loopback and the first network card, with an address and a way out. Idempotent.
+async def configure(address: str, gateway: str, mac: str, *, only_mac: bool = False) -> None:
+    """Bring up loopback and the first network card, with its addresses and a way out. Idempotent.
 
     Args:
         address: IPv4 in CIDR notation; empty: none.
         gateway: IPv4; empty: no default route.
+        mac: Six bytes in hexadecimal, with colons; empty: as it is.
+        only_mac: The rest is so already.
 
     Raises:
         OSError: No card appeared, or the kernel refused.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        _set_up(control, "lo")
-        if not address:
+        if not only_mac:
+            _bring(control, "lo", up=True)
+        if not address and not mac:
             return
-        card = await _wait_for_card()
-        interface = ipaddress.IPv4Interface(address)
-        if _address(control, card) != interface.ip.packed:
-            _set(control, _SIOCSIFADDR, card, interface.ip.packed)
-            _set(control, _SIOCSIFNETMASK, card, interface.netmask.packed)
-        _set_up(control, card)
+        card = _known_card if only_mac and _known_card else await _wait_for_card()
+        kept = not mac or _set_mac(control, card, bytes.fromhex(mac.replace(":", "")))
+        if not address or (only_mac and kept):
+            return
+        own, mask = parse_cidr(address)
+        if _address(control, card) != own:
+            _set(control, _SIOCSIFADDR, card, own)
+            _set(control, _SIOCSIFNETMASK, card, mask)
+        _bring(control, card, up=True)
         if gateway:
-            _add_default_route(control, ipaddress.IPv4Address(gateway).packed)
+            _add_default_route(control, parse_address(gateway))
+
+
+def parse_cidr(text: str) -> tuple[bytes, bytes]:
+    """Parse an IPv4 address with the length of its network's prefix into itself and the mask.
+
+    Raises:
+        ValueError: It is none.
+    """
+    address, slash, length = text.partition("/")
+    bits = int(length) if length.isascii() and length.isdigit() else _MAX_PREFIX + 1
+    if not slash or bits > _MAX_PREFIX:
+        raise ValueError(f"{text[:80]!r} is no address with a prefix's length")
+    return parse_address(address), (-1 << (_MAX_PREFIX - bits) & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+def parse_address(text: str, *, ipv6: bool = False) -> bytes:
+    """Parse an IP address.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ipv6 else socket.AF_INET, text)
+    except OSError as error:
+        raise ValueError(f"{text[:80]!r} is no IP address") from error
 
 
 async def _wait_for_card() -> str:
     """Wait for the first card: its driver is loaded while the agent already answers."""
+    global _known_card  # noqa: PLW0603  there is one first card
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _WAIT_S
     while not (cards := _cards()):
         if loop.time() > deadline:
             raise OSError(errno.ENODEV, "the guest has no network card")
         await asyncio.sleep(_POLL_S)
-    return cards[0]
+    _known_card = cards[0]
+    return _known_card
 
 
 def _cards() -> list[str]:
@@ -93,11 +132,30 @@ def _address(control: socket.socket, card: str) -> bytes:
     return answer[20:24]
 
 
-def _set_up(control: socket.socket, card: str) -> None:
+def _set_mac(control: socket.socket, card: str, mac: bytes) -> bool:
+    """Set the card's own address, unless it is that; say whether the card has kept its routes."""
+    answer = fcntl.ioctl(control, _SIOCGIFHWADDR, _name(card) + bytes(24))
+    if answer[18:24] == mac:
+        return True
+    request = _name(card) + struct.pack("=H6s16x", _ARPHRD_ETHER, mac)
+    try:
+        fcntl.ioctl(control, _SIOCSIFHWADDR, request)  # virtio's takes it while it is up
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _bring(control, card, up=False)
+        fcntl.ioctl(control, _SIOCSIFHWADDR, request)
+        _bring(control, card, up=True)
+        return False
+    return True
+
+
+def _bring(control: socket.socket, card: str, *, up: bool) -> None:
     answer = fcntl.ioctl(control, _SIOCGIFFLAGS, _name(card) + bytes(24))
     (flags,) = struct.unpack_from("=H", answer, 16)
-    if not flags & _IFF_UP:
-        request = _name(card) + struct.pack("=H22x", flags | _IFF_UP)
+    wanted = flags | _IFF_UP if up else flags & ~_IFF_UP
+    if wanted != flags:
+        request = _name(card) + struct.pack("=H22x", wanted)
         fcntl.ioctl(control, _SIOCSIFFLAGS, request)
 
 

@@ -1,7 +1,8 @@
-"""gRPC in the guest: handlers made from the descriptors, a cap on messages, errors to statuses.
+"""gRPC in the guest: a cap on messages, errors to statuses.
 
-grpclib's generated stubs are not used: they would be one more file to import on a slow processor,
-and say nothing that the descriptors do not say.
+Imported when the first client of gRPC comes: that takes long under emulation, and the daemon's own
+calls do without (`arcbox_agent.calls`). grpclib's generated stubs say nothing that the descriptors
+do not say.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
-from google.protobuf.message_factory import GetMessageClass
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.proto import ProtoCodec
@@ -25,11 +25,11 @@ from arcboxd.errors import ArcboxError, ErrorKind
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from google.protobuf.descriptor import ServiceDescriptor
     from google.protobuf.message import Message
     from grpclib.protocol import Stream as H2Stream
     from grpclib.server import Stream
 
+    from arcbox_agent.calls import Method
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """The largest request; grpclib itself has no limit."""
@@ -49,7 +49,6 @@ _STATUS = {
     ErrorKind.UNSUPPORTED: Status.UNIMPLEMENTED,
     ErrorKind.INTERNAL: Status.INTERNAL,
 }
-_CARDINALITY = {tuple(each.value): each for each in Cardinality}
 
 
 class _CappedBuffer(Buffer):
@@ -77,9 +76,9 @@ class _ConnectionHandler(ConnectionHandler):
 class Server:
     """The gRPC server as a maker of protocols, whatever the bytes come through."""
 
-    def __init__(self, handlers: dict[str, Handler]) -> None:
-        """Serve these handlers, by the path of their method."""
-        self._handlers = handlers
+    def __init__(self, served: dict[str, Method]) -> None:
+        """Serve these, by their paths."""
+        self._handlers = {path: _handler(method) for path, method in served.items()}
         self._codec = ProtoCodec()
         self._dispatch = _DispatchServerEvents()
         self._config = Configuration().__for_server__()
@@ -99,28 +98,13 @@ class Server:
         return H2Protocol(handler, self._config, self._h2_config)
 
 
-def mapping(servicer: object, service: ServiceDescriptor) -> dict[str, Handler]:
-    """Make grpclib's handlers for a service from its descriptor.
-
-    A unary method of the servicer takes the request and returns the response; any other takes
-    grpclib's stream. Our exceptions become statuses.
-
-    Raises:
-        TypeError: The servicer lacks a method of the service.
-    """
-    handlers = {}
-    for method in service.methods:
-        implementation = getattr(servicer, method.name, None)
-        if implementation is None:
-            raise TypeError(f"{type(servicer).__name__} has no method {method.name}")
-        streaming = method.client_streaming or method.server_streaming
-        handlers[f"/{service.full_name}/{method.name}"] = Handler(
-            _translated(implementation if streaming else _unary(implementation)),
-            _CARDINALITY[method.client_streaming, method.server_streaming],
-            GetMessageClass(method.input_type),
-            GetMessageClass(method.output_type),
-        )
-    return handlers
+def _handler(method: Method) -> Handler:
+    """Make grpclib's handler. Our exceptions become statuses."""
+    # How many messages there are each way is for clients to know; the server only reads and writes.
+    cardinality = Cardinality.STREAM_STREAM if method.streaming else Cardinality.UNARY_UNARY
+    handle: Callable[[Stream[Message, Message]], Awaitable[object]]
+    handle = method.implementation if method.streaming else _unary(method.implementation)
+    return Handler(_translated(handle), cardinality, method.request, method.response)
 
 
 def _unary(
@@ -136,7 +120,7 @@ def _unary(
 
 
 def _translated(
-    handle: Callable[[Stream[Message, Message]], Awaitable[None]],
+    handle: Callable[[Stream[Message, Message]], Awaitable[object]],
 ) -> Callable[[Stream[Message, Message]], Awaitable[None]]:
     async def call(stream: Stream[Message, Message]) -> None:
         try:

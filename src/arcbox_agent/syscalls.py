@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _MS_RDONLY = 1
 _MS_REMOUNT = 32
+_MS_BIND = 4096
 _RB_POWER_OFF = 0x4321FEDC
 _SYS_CLONE3 = 435  # the same on every architecture that we know
 _CLONE_PARENT = 0x8000
@@ -53,6 +54,15 @@ def mount(source: str, target: str, filesystem: str, flags: int = 0) -> None:
     """
     arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(filesystem))
     _check(_libc().mount(*arguments, flags, None), f"mount {target}")
+
+
+def bind(source: str, target: str) -> None:
+    """Let a file show in another's place.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    mount(source, target, "", _MS_BIND)
 
 
 def remount_read_only(target: str) -> None:

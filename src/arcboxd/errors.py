@@ -61,8 +61,26 @@ class MachineNotFoundError(ArcboxError):
     kind = ErrorKind.NOT_FOUND
 
 
+class TemplateNotFoundError(ArcboxError):
+    """No template has that key."""
+
+    kind = ErrorKind.NOT_FOUND
+
+
 class MachineExistsError(ArcboxError):
     """The name is taken."""
+
+    kind = ErrorKind.EXISTS
+
+
+class SnapshotNotFoundError(ArcboxError):
+    """The machine has no snapshot of that name."""
+
+    kind = ErrorKind.NOT_FOUND
+
+
+class SnapshotExistsError(ArcboxError):
+    """The machine has a snapshot of that name."""
 
     kind = ErrorKind.EXISTS
 

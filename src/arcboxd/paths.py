@@ -27,6 +27,16 @@ class MachinePaths:
         return self.directory / "root.qcow2"
 
     @property
+    def base_image(self) -> Path:
+        """Hold the base image below the root disk: a second name of the cache's own file."""
+        return self.directory / "base.img"
+
+    @property
+    def template_disk(self) -> Path:
+        """Hold the template's disk between root disk and base image: a second name of its file."""
+        return self.directory / "template.qcow2"
+
+    @property
     def console_log(self) -> Path:
         """Collect what the guest's kernel and init write on the serial console."""
         return self.directory / "console.log"
@@ -70,6 +80,122 @@ class MachinePaths:
     def ssh_config(self) -> Path:
         """Let ``ssh -F`` and ``scp -F`` reach the machine by its name."""
         return self.directory / "ssh_config"
+
+    @property
+    def suspended(self) -> Path:
+        """Hold the memory of the suspended machine: `SavedPaths`; appears whole, by a rename."""
+        return self.directory / "suspend"
+
+    @property
+    def suspending(self) -> Path:
+        """Hold the same while it is written."""
+        return self.directory / "suspend.new"
+
+    @property
+    def suspend_used(self) -> Path:
+        """Hold the same once the guest goes on, until it is deleted: its disks fit it no more."""
+        return self.directory / "suspend.used"
+
+    @property
+    def boot(self) -> Path:
+        """Hold names of the files that a resumed machine booted from, by a cold start long ago."""
+        return self.directory / "boot"
+
+    @property
+    def snapshots(self) -> Path:
+        """Hold one directory a snapshot: `SnapshotPaths`."""
+        return self.directory / "snapshots"
+
+    @property
+    def restoring(self) -> Path:
+        """Name the snapshot that the machine is being brought back to; a crash leaves it."""
+        return self.directory / "restoring.json"
+
+
+@dataclass(frozen=True)
+class SavedPaths:
+    """The files of a saved memory, and second names of what its machine booted from."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Tell what a process that goes on from it is made of; written last."""
+        return self.directory / "manifest.json"
+
+    @property
+    def state(self) -> Path:
+        """Hold RAM, processors and devices, as the hypervisor wrote them."""
+        return self.directory / "state"
+
+    @property
+    def kernel(self) -> Path:
+        """Name the kernel, which a reboot of the guest loads again."""
+        return self.directory / "kernel"
+
+    @property
+    def initramfs(self) -> Path:
+        """Name the initramfs."""
+        return self.directory / "initramfs"
+
+    @property
+    def modules_disk(self) -> Path:
+        """Name the disk of kernel modules, which the guest has mounted."""
+        return self.directory / "modules"
+
+    @property
+    def agent_disk(self) -> Path:
+        """Name the agent's disk, which the guest has mounted."""
+        return self.directory / "agent"
+
+
+@dataclass(frozen=True)
+class SnapshotPaths:
+    """The files of one snapshot: ``machines/ID/snapshots/NAME``; the disks hold their own part."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Tell what the snapshot is of; written last."""
+        return self.directory / "manifest.json"
+
+    @property
+    def memory(self) -> Path:
+        """Hold the memory of a machine that was not stopped: `SavedPaths`."""
+        return self.directory / "memory"
+
+
+@dataclass(frozen=True)
+class TemplatePaths:
+    """The files of one template: ``templates/KEY``."""
+
+    directory: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Tell what the template is of, and its files' sizes; written last."""
+        return self.directory / "manifest.json"
+
+    @property
+    def memory(self) -> Path:
+        """Hold the guest's RAM, which clones map copy-on-write."""
+        return self.directory / "ram"
+
+    @property
+    def state(self) -> Path:
+        """Hold the processors' and devices' state."""
+        return self.directory / "state"
+
+    @property
+    def base_image(self) -> Path:
+        """Hold the base image below the disk: a second name of the cache's own file."""
+        return self.directory / "base.img"
+
+    @property
+    def disk(self) -> Path:
+        """Hold what the first boot wrote: a qcow2 layer on the base image, never written again."""
+        return self.directory / "root.qcow2"
 
 
 @dataclass(frozen=True)
@@ -118,6 +244,16 @@ class Paths:
     def volumes(self) -> Path:
         """Hold data disks, which outlive a machine unless its removal names them."""
         return self.home / "volumes"
+
+    @property
+    def templates(self) -> Path:
+        """Hold one directory a template."""
+        return self.home / "templates"
+
+    @property
+    def work(self) -> Path:
+        """Hold a directory for each process that is no machine's yet; none outlives its daemon."""
+        return self.home / "work"
 
     @property
     def assets(self) -> Path:

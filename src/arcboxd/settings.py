@@ -43,6 +43,11 @@ class Settings:
     """Under KVM; the accelerator's timeout scale multiplies it."""
     accelerator: str = "auto"
     log_level: str = "info"
+    templates: str = "auto"
+    """``auto``: make one after the first cold start of a shape; ``manual``: make one only on
+    request; ``off``: make and use none."""
+    staged_clones: int = 0
+    """Clones kept ready, restored and paused, of the template used last."""
     debian_mirror: str = ""
     """Where Debian's packages come from; empty: the mirror that the host's own apt uses."""
     debian_security_mirror: str = ""
@@ -114,6 +119,8 @@ _RULES: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "start_timeout_s": ("seconds, above 0 and at most 3600", _seconds),
     "accelerator": ("auto, kvm or tcg", _matching("auto|kvm|tcg")),
     "log_level": ("debug, info, warning or error", _matching("debug|info|warning|error")),
+    "templates": ("auto, manual or off", _matching("auto|manual|off")),
+    "staged_clones": ("a whole number from 0 to 32", lambda v: _integer(v, 0, 32)),
     "debian_mirror": _ADDRESS,
     "debian_security_mirror": _ADDRESS,
 }

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from arcboxd.cli import params, session
+from arcboxd.cli import params, session, shape
 from arcboxd.cli.output import print_json
-from arcboxd.cli.sizes import parse_size
 from arcboxd.cli.usage import CliUsageError
 
 _KEY_LIMIT_BYTES = 64 << 10
@@ -21,12 +20,12 @@ _KEY_LIMIT_BYTES = 64 << 10
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="a-z, 0-9 and '-'.")],
-    cpus: Annotated[int, typer.Option(help="Virtual processors.", show_default=False)] = 0,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory, such as 2G.")] = "",
-    disk: Annotated[str, typer.Option(metavar="SIZE", help="Root disk, such as 20G.")] = "",
-    distro: Annotated[str, typer.Option(help="Distribution, such as debian.")] = "",
-    version: Annotated[str, typer.Option(help="Its version, such as 12.")] = "",
-    arch: Annotated[str, typer.Option(help="Architecture; the host's by default.")] = "",
+    cpus: shape.Cpus = 0,
+    memory: shape.Memory = "",
+    disk: shape.Disk = "",
+    distro: shape.Distro = "",
+    version: shape.Version = "",
+    arch: shape.Arch = "",
     ssh_key: Annotated[
         str, typer.Option(metavar="FILE", help="A public key that may log in; - reads stdin.")
     ] = "",
@@ -41,16 +40,9 @@ def create(
     as_json: params.Json = False,
 ) -> None:
     """Create a machine, and print its id. Sizes take K, M, G, T: powers of 1024."""
-    if cpus < 0:
-        raise CliUsageError("--cpus must be at least 1")
     fields: dict[str, Any] = {
         "name": name,
-        "cpus": cpus,
-        "memory_bytes": parse_size(memory, "--memory") if memory else 0,
-        "disk_bytes": parse_size(disk, "--disk") if disk else 0,
-        "distro": distro,
-        "version": version,
-        "arch": arch,
+        **shape.checked(cpus, memory, disk, distro, version, arch),
         "ssh_public_key": read_key(ssh_key) if ssh_key else "",
         "kernel": str(Path(kernel).expanduser().absolute()) if kernel else "",
         "cmdline": cmdline,

@@ -42,7 +42,7 @@ def inspect(ctx: typer.Context, name: params.Machine, as_json: params.Json = Fal
     if x:
         fields += [
             ("Accelerator", x.accelerator),
-            ("Boot", x.boot),
+            ("Boot", f"{x.boot} ({x.boot_reason})" if x.boot_reason else x.boot),
             ("QEMU pid", str(x.pid or "")),
             ("SSH port", str(x.ssh_port or "")),
             ("Directory", x.directory),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
-from arcboxd.cli import daemon, doctor, session
+from arcboxd.cli import daemon, doctor, image, session, snapshot, template
+from arcboxd.cli.clone import clone
 from arcboxd.cli.create import create
 from arcboxd.cli.exec import exec_
 from arcboxd.cli.info import info
@@ -17,15 +18,23 @@ from arcboxd.cli.inspect import inspect
 from arcboxd.cli.ls import ls
 from arcboxd.cli.ping import ping
 from arcboxd.cli.restart import restart
+from arcboxd.cli.resume import resume
 from arcboxd.cli.rm import rm
 from arcboxd.cli.ssh import ssh
 from arcboxd.cli.start import start
 from arcboxd.cli.stop import stop
+from arcboxd.cli.suspend import suspend
+from arcboxd.cli.top import top
 from arcboxd.cli.usage import CliUsageError
 from arcboxd.errors import ArcboxError
 
 # Plain help: importing rich for it costs 150 ms, and plain text is what other tools read.
 _PLAIN = None
+_Verb = Callable[..., None]
+_VERBS: tuple[_Verb, ...] = (
+    *(create, start, stop, restart, suspend, resume, clone, rm),
+    *(ls, inspect, ping, info, top),
+)
 # After NAME everything belongs to the command, even what looks like an option.
 _VERBATIM = {"allow_interspersed_args": False}
 
@@ -35,10 +44,19 @@ def _typer(text: str) -> typer.Typer:
 
 
 def _add_machine_verbs(group: typer.Typer) -> None:
-    for verb in (create, start, stop, restart, rm, ls, inspect, ping, info):
+    for verb in _VERBS:
         group.command(cls=session.Verb)(verb)
     group.command("exec", cls=session.Verb, context_settings=_VERBATIM)(exec_)
     group.command(cls=session.Verb, context_settings=_VERBATIM)(ssh)
+    of_snapshots = (snapshot.create, snapshot.ls, snapshot.restore, snapshot.rm)
+    _add_group(group, "snapshot", "Machines as they once were.", of_snapshots)
+
+
+def _add_group(group: typer.Typer, name: str, text: str, verbs: Sequence[_Verb]) -> None:
+    added = _typer(text)
+    for verb in verbs:
+        added.command(cls=session.Verb)(verb)
+    group.add_typer(added, name=name)
 
 
 def _version(wanted: bool) -> None:
@@ -70,10 +88,11 @@ app.command(cls=session.Verb)(doctor.doctor)
 _machine = _typer("The verbs for machines, by their full name.")
 _add_machine_verbs(_machine)
 app.add_typer(_machine, name="machine")
-_daemon = _typer("The process behind all the others.")
-for _verb in (daemon.start, daemon.stop, daemon.status, daemon.run):
-    _daemon.command(cls=session.Verb)(_verb)
-app.add_typer(_daemon, name="daemon")
+_add_group(app, "image", "What machines are made of.", (image.prepare,))
+_of_templates = (template.ls, template.rm, template.prune)
+_add_group(app, "template", "Images booted ahead of new machines.", _of_templates)
+_of_daemon = (daemon.start, daemon.stop, daemon.status, daemon.run)
+_add_group(app, "daemon", "The process behind all the others.", _of_daemon)
 
 
 def run(argv: Sequence[str]) -> int:

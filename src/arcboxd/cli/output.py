@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from rich.table import Table
 
 _COLOURS = {
     "running": "green",
     "starting": "yellow",
     "stopping": "yellow",
+    "suspending": "yellow",
+    "suspended": "cyan",
     "creating": "yellow",
+    "removing": "yellow",
     "unknown": "red",
 }
 _SECONDS = (
@@ -86,27 +90,30 @@ def plain(value: object) -> Plain:
 
 def print_json(
     value: DataclassInstance | Iterable[DataclassInstance] | Mapping[str, object],
+    *,
+    one_line: bool = False,
 ) -> None:
-    """Print a view, a dictionary or a list of views, indented and in ASCII."""
+    """Print a view, a dictionary or a list of views, in ASCII; indented unless on one line."""
     whole = value if isinstance(value, Mapping) or dataclasses.is_dataclass(value) else list(value)
-    print(json.dumps(plain(whole), indent=2))
+    print(json.dumps(plain(whole), indent=None if one_line else 2))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print aligned columns; on a terminal the states are coloured."""
-    table = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _rich_table(headers, table)
+        from rich.console import Console
+
+        Console().print(rich_table(headers, rows))
         return
-    table.insert(0, list(headers))
+    table = [list(headers), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(headers))]
     for row in table:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("   ".join(cells).rstrip())
 
 
-def _rich_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.console import Console
+def rich_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Make a table for a terminal, its states coloured."""
     from rich.table import Table
     from rich.text import Text
 
@@ -114,8 +121,8 @@ def _rich_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(printable(cell), style=_COLOURS.get(cell, "")) for cell in row))
+    return table
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:

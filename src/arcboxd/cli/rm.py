@@ -12,7 +12,9 @@ from arcboxd.cli import params, session
 def rm(
     ctx: typer.Context,
     names: params.Machines,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Also those that run.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Also running or suspended ones.")
+    ] = False,
     volumes: Annotated[bool, typer.Option("--volumes", "-v", help="Their data disks too.")] = False,
 ) -> None:
     """Remove machines with their disks."""

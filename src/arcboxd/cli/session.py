@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from arcboxd.errors import ArcboxError
-from arcboxd.paths import Paths
+from arcboxd.paths import MachinePaths, Paths
 
 if TYPE_CHECKING:
     from arcboxd.client.client import Client
@@ -23,8 +23,11 @@ BROKEN_PIPE_STATUS = 128 + 13
 """What a shell shows for a program that SIGPIPE ended."""
 
 
+_NUMBERS = {int: "whole number", float: "number"}
+
+
 class _Verbatim:
-    """Takes what was typed as it is, and converts to int where that is asked for.
+    """Takes what was typed as it is, and converts to a number where that is asked for.
 
     Typer (0.29) converts with pydantic, whose import alone takes 250 ms, more than all the rest of
     `arcbox ls`. Our parameters are text, numbers and flags: typer looks here first, and a version
@@ -34,12 +37,13 @@ class _Verbatim:
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
         if param.multiple or param.nargs == -1:
             return list(value or ())
-        if value is not None and param.type_descriptor.annotation is int:
+        number = param.type_descriptor.annotation
+        if value is not None and number in _NUMBERS:
             try:
-                return int(value)
+                return number(value)
             except ValueError:
                 raise typer.BadParameter(
-                    f"{value!r} is not a whole number", ctx=ctx, param=param
+                    f"{value!r} is not a {_NUMBERS[number]}", ctx=ctx, param=param
                 ) from None
         return value
 
@@ -94,15 +98,39 @@ def connect(ctx: typer.Context) -> Client:
 
 def complete_machines(ctx: typer.Context, incomplete: str) -> list[str]:
     """Offer machine names from the records on disk: no daemon, no grpc, nothing to wait for."""
+    return sorted(name for name, _ in _machines(ctx) if name and name.startswith(incomplete))
+
+
+def complete_snapshots(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Offer the snapshots of the machine that was typed before, likewise."""
+    ref = ctx.params.get("name")
+    found = [m for name, m in _machines(ctx) if ref in {name, m.directory.name}]
+    return [name for m in found for name in _entries(m.snapshots, incomplete)]
+
+
+def complete_templates(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Offer templates' keys, likewise."""
+    return _entries(paths(ctx).templates, incomplete)
+
+
+def _machines(ctx: typer.Context) -> Iterator[tuple[str, MachinePaths]]:
     import json
 
-    names = []
     with contextlib.suppress(OSError):
         for record in sorted(paths(ctx).machines.glob("*/machine.json"))[:1000]:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 document = json.loads(record.read_bytes())
-                names.append(str(document["name"]) if isinstance(document, dict) else "")
-    return sorted(name for name in names if name and name.startswith(incomplete))
+                name = str(document["name"]) if isinstance(document, dict) else ""
+                yield name, MachinePaths(record.parent)
+
+
+def _entries(directory: Path, incomplete: str) -> list[str]:
+    try:
+        names = [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return []
+    # One that is being written has a dot in its name.
+    return sorted(n for n in names if n.startswith(incomplete) and "." not in n)
 
 
 def report(error: ArcboxError) -> None:

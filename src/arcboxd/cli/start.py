@@ -9,7 +9,10 @@ from arcboxd.cli import params, session
 
 
 def start(ctx: typer.Context, names: params.Machines, quiet: params.Quiet = False) -> None:
-    """Start machines; returns once their agents answer."""
+    """Start machines; returns once their agents answer.
+
+    Suspended ones go on where they were, as with `arcbox resume`.
+    """
     from arcboxd.cli.progress import shown
 
     with session.connect(ctx) as client:

@@ -12,6 +12,9 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="At once, without ask
 
 
 def stop(ctx: typer.Context, names: params.Machines, force: Force = False) -> None:
-    """Stop machines, in an orderly way if the guest agrees."""
+    """Stop machines, in an orderly way if the guest agrees.
+
+    A suspended one is resumed for that; with --force, its saved memory is lost.
+    """
     with session.connect(ctx) as client:
         session.for_each(names, lambda name: client.stop(name, force=force))

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import termios
+import time
 import tty
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -30,9 +31,23 @@ def window_size() -> tuple[int, int]:
 @contextlib.contextmanager
 def raw_mode(fd: int) -> Iterator[None]:
     """Pass every key on as it is typed; the mode from before comes back however the body ends."""
+    with _restored(fd):
+        tty.setraw(fd, termios.TCSADRAIN)
+        yield
+
+
+@contextlib.contextmanager
+def key_mode(fd: int) -> Iterator[None]:
+    """Give keys as they are typed, unseen; Ctrl-C stays a signal. The mode comes back likewise."""
+    with _restored(fd):
+        tty.setcbreak(fd, termios.TCSADRAIN)
+        yield
+
+
+@contextlib.contextmanager
+def _restored(fd: int) -> Iterator[None]:
     before = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd, termios.TCSADRAIN)
         yield
     finally:
         # The terminal may be gone (SIGHUP); then there is nothing to restore.
@@ -70,6 +85,28 @@ def write_all(fd: int, data: bytes) -> None:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             select.select([], [fd], [])
+
+
+class Keys:
+    """What is typed on a terminal in `key_mode`."""
+
+    def __init__(self, fd: int | None) -> None:
+        """Read from a terminal; None: nobody types."""
+        self._fd = fd
+
+    def pressed(self, wanted: bytes, timeout_s: float) -> bool:
+        """Wait for one of some keys, at most so long; other keys are thrown away."""
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if self._fd is None:
+                time.sleep(left_s)
+            elif select.select([self._fd], [], [], left_s)[0]:
+                typed = os.read(self._fd, _CHUNK_BYTES)
+                if any(key in wanted for key in typed):
+                    return True
+                if not typed:
+                    self._fd = None
+        return False
 
 
 class Inputs:

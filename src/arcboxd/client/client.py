@@ -7,7 +7,7 @@ imports grpc.aio itself), an event loop another 2 ms and a second set of calls f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -28,9 +28,10 @@ from arcboxd.wire.pb.arcbox.v1 import machine_pb2, machine_pb2_grpc
 
 QUICK_S = 30.0
 """For what the daemon answers by itself, or with one question to an agent."""
-STOP_S = 300.0
 LONG_S = 3600.0
-"""Create and start: the first of an image builds it, which takes many minutes without KVM."""
+"""For what may build an image, boot, or write memory or disks: the daemon bounds each."""
+TEMPLATE_SUBJECT = "template"
+"""Of `Client.watch`: the progress of `Client.prepare_template`, which is of no machine."""
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -81,17 +82,83 @@ class Client:
         return _call(self._machine.Create, decode.create_request(new), LONG_S).id
 
     def start(self, ref: str) -> None:
-        """Start a machine; returns once its agent answers."""
+        """Start a machine, or resume a suspended one; returns once its agent answers."""
         _call(self._machine.Start, machine_pb2.StartMachineRequest(id=ref), LONG_S)
 
     def stop(self, ref: str, *, force: bool = False) -> None:
         """Stop a machine: gracefully if its guest agrees, at once with ``force``."""
-        _call(self._machine.Stop, machine_pb2.StopMachineRequest(id=ref, force=force), STOP_S)
+        _call(self._machine.Stop, machine_pb2.StopMachineRequest(id=ref, force=force), LONG_S)
 
     def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a machine, with ``force`` even a running one, with ``volumes`` its data disks."""
         request = machine_pb2.RemoveMachineRequest(id=ref, force=force, volumes=volumes)
-        _call(self._machine.Remove, request, STOP_S)
+        _call(self._machine.Remove, request, LONG_S)
+
+    def suspend(self, ref: str) -> int:
+        """Write a running machine's memory to disk and end its process; give the bytes written.
+
+        Idempotent.
+        """
+        return _call(self._host.Suspend, host_pb2.SuspendRequest(id=ref), LONG_S).saved_bytes
+
+    def resume(self, ref: str) -> None:
+        """Let a suspended machine go on; returns once its agent answers. Idempotent."""
+        _call(self._host.Resume, host_pb2.ResumeRequest(id=ref), LONG_S)
+
+    def create_snapshot(self, ref: str, name: str = "") -> views.Snapshot:
+        """Keep a machine's disks, and its memory unless it is stopped; "" leaves the name open."""
+        request = host_pb2.CreateSnapshotRequest(id=ref, name=name)
+        return decode.snapshot(_call(self._host.CreateSnapshot, request, LONG_S))
+
+    def list_snapshots(self, ref: str) -> tuple[views.Snapshot, ...]:
+        """List a machine's snapshots, oldest first."""
+        request = host_pb2.ListSnapshotsRequest(id=ref)
+        answer = _call(self._host.ListSnapshots, request, QUICK_S)
+        return tuple(map(decode.snapshot, answer.snapshots))
+
+    def restore_snapshot(self, ref: str, name: str, *, force: bool = False) -> None:
+        """Bring a machine back to a snapshot: to suspended if that has memory, else to stopped.
+
+        Args:
+            ref: The machine.
+            name: The snapshot.
+            force: End a running machine first, losing what it does.
+        """
+        request = host_pb2.RestoreSnapshotRequest(id=ref, name=name, force=force)
+        _call(self._host.RestoreSnapshot, request, LONG_S)
+
+    def remove_snapshot(self, ref: str, name: str) -> None:
+        """Remove a snapshot; the machine stays as it is."""
+        request = host_pb2.RemoveSnapshotRequest(id=ref, name=name)
+        _call(self._host.RemoveSnapshot, request, LONG_S)
+
+    def clone(self, ref: str, name: str) -> str:
+        """Make a stopped machine with a copy of another's disks, and give its id."""
+        request = host_pb2.CloneMachineRequest(id=ref, name=name)
+        return _call(self._host.CloneMachine, request, LONG_S).id
+
+    def prepare_template(self, new: views.NewTemplate) -> views.Template:
+        """Boot an image once, so that machines of that shape start without booting."""
+        request = decode.template_request(new)
+        return decode.template(_call(self._host.PrepareTemplate, request, LONG_S))
+
+    def list_templates(self) -> tuple[views.Template, ...]:
+        """List the templates, oldest first."""
+        answer = _call(self._host.ListTemplates, host_pb2.ListTemplatesRequest(), QUICK_S)
+        return tuple(map(decode.template, answer.templates))
+
+    def remove_template(self, key: str) -> None:
+        """Remove a template, named by its key or a unique prefix of it."""
+        _call(self._host.RemoveTemplate, host_pb2.RemoveTemplateRequest(key=key), LONG_S)
+
+    def prune_templates(self) -> views.Pruned:
+        """Remove the templates that are of no use to any machine, present or new."""
+        answer = _call(self._host.PruneTemplates, host_pb2.PruneTemplatesRequest(), LONG_S)
+        return views.Pruned(tuple(answer.keys), answer.freed_bytes)
+
+    def usage(self, refs: Sequence[str] = ()) -> views.Usage:
+        """Tell what machines use of the host now; without ``refs`` every one with a process."""
+        return decode.usage(_call(self._host.GetUsage, host_pb2.GetUsageRequest(ids=refs), QUICK_S))
 
     def list(self, *, all_states: bool = False) -> tuple[views.MachineSummary, ...]:
         """List machines, stopped ones only with ``all_states``."""

@@ -39,6 +39,18 @@ def create_request(new: views.NewMachine) -> machine_pb2.CreateMachineRequest:
     )
 
 
+def template_request(new: views.NewTemplate) -> host_pb2.PrepareTemplateRequest:
+    """Ask for a template."""
+    return host_pb2.PrepareTemplateRequest(
+        distro=new.distro,
+        version=new.version,
+        arch=new.arch,
+        cpus=new.cpus,
+        memory=new.memory_bytes,
+        disk_size=new.disk_bytes,
+    )
+
+
 def summary(message: machine_pb2.MachineSummary) -> views.MachineSummary:
     """Read a line of a list."""
     return views.MachineSummary(
@@ -101,6 +113,57 @@ def _extra(message: host_pb2.MachineExtra) -> views.MachineExtra:
         ssh_port=message.ssh_port,
         disk_allocated_bytes=message.disk_allocated_bytes,
         boot=message.boot,
+        boot_reason=message.boot_reason,
+    )
+
+
+def snapshot(message: host_pb2.Snapshot) -> views.Snapshot:
+    """Read a snapshot."""
+    return views.Snapshot(
+        name=message.name,
+        created=_unix(message.created_unix_nanos / 1e9),
+        memory=message.memory,
+        saved_bytes=message.saved_bytes,
+    )
+
+
+def template(message: host_pb2.Template) -> views.Template:
+    """Read a template."""
+    return views.Template(
+        key=message.key,
+        distro=message.distro,
+        version=message.version,
+        arch=message.arch,
+        cpus=message.cpus,
+        memory_bytes=message.memory,
+        disk_bytes=message.disk_size,
+        allocated_bytes=message.allocated_bytes,
+        machines=message.machines,
+        staged=message.staged,
+        created=_unix(message.created_unix_nanos / 1e9),
+        current=message.current,
+    )
+
+
+def usage(message: host_pb2.GetUsageResponse) -> views.Usage:
+    """Read what machines use of the host."""
+    return views.Usage(
+        machines=tuple(map(_machine_usage, message.machines)),
+        host_memory_bytes=message.host_memory_bytes,
+        host_available_bytes=message.host_available_bytes,
+    )
+
+
+def _machine_usage(message: host_pb2.MachineUsage) -> views.MachineUsage:
+    return views.MachineUsage(
+        id=message.id,
+        name=message.name,
+        own_bytes=message.own_bytes,
+        shared_bytes=message.shared_bytes,
+        swapped_bytes=message.swapped_bytes,
+        memory_bytes=message.memory_bytes,
+        guest_used_bytes=message.guest_used_bytes or None,
+        cpu_seconds=message.cpu_seconds,
     )
 
 

@@ -34,6 +34,18 @@ class NewMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class NewTemplate:
+    """What to boot once for later machines; 0 and "" leave the choice to the daemon."""
+
+    cpus: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    distro: str = ""
+    version: str = ""
+    arch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSummary:
     """A line of a list. ``state`` is text, since a newer daemon may know states that we do not."""
 
@@ -60,6 +72,7 @@ class MachineExtra:
     ssh_port: int
     disk_allocated_bytes: int
     boot: str
+    boot_reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,65 @@ class SshInfo:
     user: str
     identity_file: str
     command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A machine as it once was; ``saved_bytes`` is of its memory, 0 when only disks are kept."""
+
+    name: str
+    created: datetime
+    memory: bool
+    saved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An image booted once. ``current`` is False when nothing can start from it any more."""
+
+    key: str
+    distro: str
+    version: str
+    arch: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    allocated_bytes: int
+    machines: int
+    staged: int
+    created: datetime
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """The templates that were removed, and the room that this gave back."""
+
+    keys: tuple[str, ...]
+    freed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineUsage:
+    """What a machine's process uses of the host; ``guest_used_bytes`` if the guest tells."""
+
+    id: str
+    name: str
+    own_bytes: int
+    shared_bytes: int
+    swapped_bytes: int
+    memory_bytes: int
+    guest_used_bytes: int | None
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What machines use of the host's memory and processors."""
+
+    machines: tuple[MachineUsage, ...]
+    host_memory_bytes: int
+    host_available_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

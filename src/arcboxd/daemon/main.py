@@ -21,6 +21,7 @@ from arcboxd.machines.context import Context
 from arcboxd.machines.events import EventBus
 from arcboxd.machines.registry import Registry
 from arcboxd.machines.service import Machines
+from arcboxd.machines.template_store import TemplateStore
 from arcboxd.paths import Paths
 from arcboxd.settings import Settings
 from arcboxd.store.database import MachineDatabase
@@ -91,6 +92,7 @@ async def open_machines(
             images=parts.images,
             registry=Registry(database, events),
             events=events,
+            templates=TemplateStore(paths),
         )
     )
     stack.push_async_callback(machines.close)

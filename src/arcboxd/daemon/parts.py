@@ -38,7 +38,7 @@ def build(settings: Settings, paths: Paths) -> Parts:
         mirror = Mirror(settings.debian_mirror, settings.debian_security_mirror)
     return Parts(
         hypervisor=QemuHypervisor(accelerator),
-        connector=LinkConnector(paths, timeout_scale=accelerator.timeout_scale),
+        connector=LinkConnector(timeout_scale=accelerator.timeout_scale),
         assets=AssetStore(paths, mirror=mirror),
         images=ImageStore(paths, mirror=mirror),
     )

@@ -45,6 +45,7 @@ class Identity:
 
     machine_id: str
     hostname: str
+    mac: str
     user_name: str
     user_uid: int
     authorized_keys: tuple[str, ...]

@@ -17,6 +17,9 @@ class MachineState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    """RAM and devices are on disk, and no process runs."""
     REMOVING = "removing"
     UNKNOWN = "unknown"
     """Something is there that we could not identify: nothing is deleted, killed or started."""
@@ -26,12 +29,14 @@ _S = MachineState
 TRANSITIONS = MappingProxyType(
     {
         _S.CREATING: frozenset({_S.STOPPED, _S.REMOVING}),
-        _S.STOPPED: frozenset({_S.STARTING, _S.REMOVING, _S.UNKNOWN}),
-        _S.STARTING: frozenset({_S.RUNNING, _S.STOPPING, _S.STOPPED, _S.UNKNOWN}),
-        _S.RUNNING: frozenset({_S.STOPPING, _S.STOPPED, _S.UNKNOWN}),
+        _S.STOPPED: frozenset({_S.STARTING, _S.SUSPENDED, _S.REMOVING, _S.UNKNOWN}),
+        _S.STARTING: frozenset({_S.RUNNING, _S.STOPPING, _S.STOPPED, _S.SUSPENDED, _S.UNKNOWN}),
+        _S.RUNNING: frozenset({_S.STOPPING, _S.SUSPENDING, _S.SUSPENDED, _S.STOPPED, _S.UNKNOWN}),
         _S.STOPPING: frozenset({_S.STOPPED, _S.RUNNING, _S.UNKNOWN}),
+        _S.SUSPENDING: frozenset({_S.SUSPENDED, _S.RUNNING, _S.STOPPED, _S.UNKNOWN}),
+        _S.SUSPENDED: frozenset({_S.STARTING, _S.STOPPED, _S.REMOVING, _S.UNKNOWN}),
         _S.REMOVING: frozenset({_S.REMOVING}),
-        _S.UNKNOWN: frozenset({_S.RUNNING, _S.STOPPED, _S.STOPPING, _S.REMOVING}),
+        _S.UNKNOWN: frozenset({_S.RUNNING, _S.SUSPENDED, _S.STOPPED, _S.STOPPING, _S.REMOVING}),
     }
 )
 """Every transition that may happen; anything else is a bug or a request in the wrong state."""
@@ -74,6 +79,14 @@ class MachineSpec:
     ssh_public_keys: tuple[str, ...] = ()
 
 
+class Boot(StrEnum):
+    """How a machine's processes came to be at its last start."""
+
+    COLD = "cold"
+    TEMPLATE = "template"
+    """It went on from a template's memory; its process has fewer devices (`VmConfig.balloon`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine as it is recorded. Changed by replacing it."""
@@ -93,6 +106,10 @@ class Machine:
     process: ProcessIdentity | None = None
     accelerator: str = ""
     kernel_version: str = ""
+    boot: Boot | None = None
+    """None until the first start."""
+    boot_reason: str = ""
+    """Why it booted so."""
     detail: str = ""
     """Why it last failed, or why it is unknown."""
 

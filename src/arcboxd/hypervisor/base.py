@@ -45,6 +45,8 @@ class SavedState:
     path: Path
     memory_in_file: bool
     """The RAM is not in it, but in the machine's `MemoryFile`."""
+    machine_type: str = ""
+    """The hypervisor's exact name of the board: only the same one can go on from this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,27 @@ class VmConfig:
     data_disks: tuple[DataDisk, ...] = ()
     memory_file: MemoryFile | None = None
     """None: anonymous memory."""
+    machine_type: str = ""
+    """The hypervisor's exact name of the board, as in `SavedState`; empty: the newest."""
+    balloon: bool = True
+    """Free pages of the guest go back to the host. Never with a `MemoryFile`: giving a page back
+    punches a hole into that file, under the feet of every other machine that maps it."""
+    background: bool = False
+    """Run it when nothing else wants the processors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a running machine was launched with, as its process tells it."""
+
+    machine_type: str
+    kernel: Path
+    initramfs: Path
+    modules_disk: Path
+    agent_disk: Path
+    data_disks: tuple[str, ...]
+    """Their names, in the guest's order."""
+    balloon: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +107,6 @@ class Vm(Protocol):
     @property
     def process(self) -> ProcessIdentity:
         """Identify the process."""
-        ...
-
-    @property
-    def link_socket(self) -> Path:
-        """Name the unix socket that is the host's end of the link."""
         ...
 
     async def wait_exit(self) -> None:
@@ -120,7 +138,15 @@ class Vm(Protocol):
         ...
 
     async def resume(self) -> None:
-        """Let the virtual processors go on.
+        """Let the virtual processors go on, whatever halted them; a save under way is given up.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
+        """
+        ...
+
+    async def hardware(self) -> Hardware:
+        """Tell what it was launched with, which a later version of ours may not know otherwise.
 
         Raises:
             HypervisorError: The monitor does not answer.
@@ -132,7 +158,40 @@ class Vm(Protocol):
 
         Raises:
             HypervisorError: It cannot be saved; it is paused as before.
+            NoRoomError: The file's disk is full; it is paused as before.
             TooLateError: It took longer than ``timeout_s`` seconds.
+        """
+        ...
+
+    async def snapshot_disks(self, tag: str) -> None:
+        """Take a snapshot of all its disks, in their files, at one instant; or of none.
+
+        Raises:
+            HypervisorError: It was refused, or the monitor does not answer.
+        """
+        ...
+
+    async def drop_disk_snapshots(self, tag: str) -> None:
+        """Remove the snapshots of that name from its disks; those without one are left alone.
+
+        Raises:
+            HypervisorError: It was refused, or the monitor does not answer.
+        """
+        ...
+
+    async def resize_disk(self, size_bytes: int) -> None:
+        """Grow the root disk; the guest sees it at once.
+
+        Raises:
+            HypervisorError: It was refused, or the monitor does not answer.
+        """
+        ...
+
+    def rehome(self, paths: MachinePaths) -> None:
+        """Move the files of its process to another directory of the same filesystem.
+
+        Raises:
+            OSError: One cannot be moved.
         """
         ...
 
@@ -176,6 +235,17 @@ class Hypervisor(Protocol):
     @property
     def accelerator(self) -> Accelerator:
         """Tell how guest code is run."""
+        ...
+
+    async def fingerprint(self, config: VmConfig) -> str:
+        """Digest all that a saved state depends on: board, devices, processor, boot files, program.
+
+        Not the machine's own name, addresses, files and disk sizes. A state fits only a machine
+        with the same fingerprint.
+
+        Raises:
+            MissingToolError: The hypervisor is not installed.
+        """
         ...
 
     async def launch(self, config: VmConfig, state: SavedState | None = None) -> Vm:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcboxd.assets.cache import Cache, Entry, Inputs
+from arcboxd.assets.cache import Cache, Entry, Inputs, key_of
 from arcboxd.assets.mirror import SUITES, Mirror, host_mirror
 from arcboxd.domain.image import ARCH_ALIASES, BaseImage, ProgressFn
 from arcboxd.errors import InvalidArgumentError, UnsupportedError
@@ -107,16 +107,6 @@ class ImageStore:
         """
         name, suite = self.resolve(distro, version, arch)
         machine = canonical_arch(arch)
-        # The mirror is not part of the key: all mirrors have the same packages, signed by Debian.
-        inputs: Inputs = {
-            "distro": name,
-            "version": suite,
-            "arch": machine,
-            "packages": list(debian.PACKAGES),
-            "bytes": debian.VIRTUAL_BYTES,
-            "script": debian.script().decode(),
-            "recipe": debian.RECIPE,
-        }
 
         async def build(target: Path) -> None:
             mirror = self._mirror or await host_mirror(suite)
@@ -128,8 +118,18 @@ class ImageStore:
         def waiting() -> None:
             progress("waiting for another process that builds the image", 0, 0)
 
-        entry = await self._cache.ensure(_KIND, inputs, build, on_wait=waiting)
-        return _image(entry)
+        inputs = _inputs(name, suite, machine)
+        return _image(await self._cache.ensure(_KIND, inputs, build, on_wait=waiting))
+
+    async def find(self, distro: str, version: str, arch: str) -> BaseImage | None:
+        """Give the image that `ensure` would give, if it is there already.
+
+        Raises:
+            InvalidArgumentError: No source has such an image.
+            UnsupportedError: Not for that architecture.
+        """
+        name, suite = self.resolve(distro, version, arch)
+        return await self.get(key_of(_inputs(name, suite, canonical_arch(arch))))
 
     async def get(self, key: str) -> BaseImage | None:
         """Give an image that is there already."""
@@ -142,6 +142,19 @@ class ImageStore:
         """List the images that are there."""
         entries = await asyncio.to_thread(lambda: [*self._cache.entries(_KIND)])
         return tuple(_image(entry) for entry in entries)
+
+
+def _inputs(name: str, suite: str, arch: str) -> Inputs:
+    # The mirror is not part of the key: all mirrors have the same packages, signed by Debian.
+    return {
+        "distro": name,
+        "version": suite,
+        "arch": arch,
+        "packages": list(debian.PACKAGES),
+        "bytes": debian.VIRTUAL_BYTES,
+        "script": debian.script().decode(),
+        "recipe": debian.RECIPE,
+    }
 
 
 def _image(entry: Entry) -> BaseImage:

@@ -80,14 +80,11 @@ class Mux:
         """How many streams are open."""
         return len(self._streams)
 
-    async def open(self, target: str) -> Stream:
-        """Open a stream; return it when the peer has accepted.
-
-        If it is cancelled, the stream is reset.
+    def start(self, target: str) -> Stream:
+        """Open a stream without waiting for the peer to accept: until then it can be written to.
 
         Raises:
-            LinkError: The peer refused it, there are too many, the target is too long, or the
-                session ended.
+            LinkError: There are too many, the target is too long, or the session ended.
         """
         if not target or len(target.encode()) > MAX_TARGET:
             raise LinkError(f"a target has 1 to {MAX_TARGET} bytes, not {len(target.encode())}")
@@ -102,6 +99,18 @@ class Mux:
         self._next_number += 2
         self._streams[stream.number] = stream
         self._opened += 1
+        stream.begin()
+        return stream
+
+    async def open(self, target: str) -> Stream:
+        """Open a stream; return it when the peer has accepted.
+
+        If it is cancelled, the stream is reset.
+
+        Raises:
+            LinkError: As for `start`, or the peer refused it.
+        """
+        stream = self.start(target)
         await stream.opened()
         return stream
 

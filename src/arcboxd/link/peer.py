@@ -116,6 +116,16 @@ class Peer:
             finally:
                 self._waiters.discard(waiter)
 
+    def start(self, target: str) -> Stream:
+        """Open a stream and return it at once; reading from it fails if the peer refuses it.
+
+        Raises:
+            LinkError: There is no session, or too many streams are open.
+        """
+        if self._mux is None:
+            raise LinkError(f"the link has no session, so no stream to {target!r}")
+        return self._mux.start(target)
+
     async def open(self, target: str) -> Stream:
         """Open a stream to a target of the peer; return it when the peer has accepted.
 

@@ -24,6 +24,7 @@ from arcboxd.link.frames import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from arcboxd.link.mux import Mux
@@ -60,6 +61,7 @@ class Stream:
 
     Attributes:
         target: What was asked for, such as "grpc" or "tcp:127.0.0.1:80".
+        on_failed: Called when the stream is reset or its session ends.
     """
 
     __slots__ = (
@@ -87,6 +89,7 @@ class Stream:
         "_window",
         "_write_error",
         "_writers",
+        "on_failed",
         "queued",
         "target",
     )
@@ -94,6 +97,7 @@ class Stream:
     def __init__(self, mux: Mux, number: int, target: str, *, remote: bool) -> None:
         """For the mux: make one end of stream `number`, which the peer opened if `remote`."""
         self.target = target
+        self.on_failed: Callable[[], object] | None = None
         self.queued = False  # the mux's: it waits for its turn to send
         self._mux = mux
         self._id = number
@@ -273,10 +277,13 @@ class Stream:
         """Whether there is data that the peer's window has room for."""
         return self._unsent > 0 and self._credit > 0
 
-    async def opened(self) -> None:
-        """Ask the peer for the stream; return when it accepts, LinkError when it refuses."""
-        self._opening = asyncio.get_running_loop().create_future()
+    def begin(self) -> None:
+        """Ask the peer for the stream."""
         self._send(OPEN, self.target.encode())
+
+    async def opened(self) -> None:
+        """Return when the peer has accepted; LinkError when it refuses."""
+        self._opening = asyncio.get_running_loop().create_future()
         try:
             await self._opening
         except asyncio.CancelledError:
@@ -342,6 +349,8 @@ class Stream:
         _wake(self._reader)
         if self._receiver is not None:
             self._receiver.stream_lost(error)
+        if self.on_failed is not None:
+            self.on_failed()
 
     # --- inside ---------------------------------------------------------------------------------
 

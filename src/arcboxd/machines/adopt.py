@@ -10,14 +10,16 @@ from collections.abc import Iterable
 from arcboxd import aio
 from arcboxd.domain.image import BootAssets
 from arcboxd.domain.machine import Machine, MachineState
-from arcboxd.errors import ArcboxError, TooLateError
+from arcboxd.errors import ArcboxError, HypervisorError, TooLateError
 from arcboxd.hypervisor.base import Vm, VmConfig
-from arcboxd.machines import remove, ssh
+from arcboxd.machines import remove, saved, snapshot, ssh
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.create import discard
+from arcboxd.machines.launch import identity
 from arcboxd.machines.leftover import listener
 from arcboxd.machines.locks import ADOPT, Operation
-from arcboxd.machines.start import finish, identity, watch
+from arcboxd.machines.start import finish, watch
+from arcboxd.machines.template import fresh
 
 _log = logging.getLogger(__name__)
 
@@ -30,13 +32,14 @@ _ATTEMPT_S = 20.0
 _ALIVE = frozenset(
     {
         *(MachineState.STARTING, MachineState.RUNNING),
-        *(MachineState.STOPPING, MachineState.UNKNOWN),
+        *(MachineState.STOPPING, MachineState.SUSPENDING, MachineState.UNKNOWN),
     }
 )
+_AT_REST = frozenset({MachineState.STOPPED, MachineState.SUSPENDED})
 
 
 async def clean_up(ctx: Context) -> None:
-    """Take away machines that were never finished, and finish removals; what fails is logged."""
+    """Take away machines that were never finished; finish removals and restores; log what fails."""
     for machine in ctx.registry.all():
         try:
             if machine.state is MachineState.CREATING:
@@ -44,6 +47,8 @@ async def clean_up(ctx: Context) -> None:
             elif machine.state is MachineState.REMOVING:
                 with_volumes = machine.detail == remove.WITH_VOLUMES
                 await remove.erase(ctx, machine.id, volumes=with_volumes)
+            elif machine.state in _AT_REST:
+                await _tidy(ctx, machine)
         except ArcboxError as error:
             _log.error("cannot clean up %s: %s", machine.spec.name, error)
 
@@ -85,13 +90,12 @@ async def _held(
 async def _adopt(ctx: Context, machine: Machine, operation: Operation) -> None:
     """Adopt one machine, whose lock is held; its state tells how it went. Never raises."""
     try:
-        if (vm := await _find(ctx, machine)) is None:
-            await ctx.registry.move(
-                machine.id,
-                MachineState.STOPPED,
-                process=None,
-                detail="its process ended while no daemon ran",
-            )
+        vm = await _find(ctx, machine)
+        if vm is not None and _waits(ctx, machine):
+            await vm.kill()
+            vm = None
+        if vm is None:
+            await _gone(ctx, machine)
         elif machine.state is MachineState.STARTING:
             operation.verb = "start"
             await _finish_start(ctx, machine, vm, operation)
@@ -121,6 +125,57 @@ async def _find(ctx: Context, machine: Machine) -> Vm | None:
         return await ctx.hypervisor.adopt(_config(ctx, machine), process)
 
 
+def _waits(ctx: Context, machine: Machine) -> bool:
+    """Tell whether a process may have been launched to resume a machine, and has not gone on yet.
+
+    It may not have loaded all of the memory. That is still there, so another process can do it.
+    """
+    launched = machine.state in {MachineState.STARTING, MachineState.UNKNOWN}
+    return launched and ctx.paths.machine(machine.id).suspended.is_dir()
+
+
+async def _gone(ctx: Context, machine: Machine) -> None:
+    """Record what a machine is whose process is gone for certain."""
+    paths = ctx.paths.machine(machine.id)
+    if not paths.restoring.exists():
+        # A machine that ran has none, and one that was being stopped wants none.
+        resumable = machine.state in {
+            *(MachineState.STARTING, MachineState.SUSPENDING, MachineState.UNKNOWN)
+        }
+        if resumable and paths.suspended.is_dir():
+            machine = await ctx.registry.move(
+                machine.id, MachineState.SUSPENDED, process=None, detail=""
+            )
+        else:
+            detail = "its process ended while no daemon ran"
+            if machine.state is MachineState.SUSPENDING:
+                detail += ", before its memory was saved"
+            machine = await ctx.registry.move(
+                machine.id, MachineState.STOPPED, process=None, detail=detail
+            )
+    await _tidy(ctx, machine)
+
+
+async def _tidy(ctx: Context, machine: Machine) -> None:
+    """Finish or take away what a crash has left of a machine without a process."""
+    paths = ctx.paths.machine(machine.id)
+    if machine.state is MachineState.STOPPED and not saved.left(paths):
+        return
+    if paths.restoring.exists():
+        try:
+            await snapshot.finish_restore(ctx, machine.id)
+        except ArcboxError as error:
+            await _record_unknown(ctx, machine, f"its restore is not finished: {error.message}")
+            return
+    elif machine.state is MachineState.STOPPED:
+        await asyncio.to_thread(saved.clear, paths)
+    elif not paths.suspended.is_dir():
+        detail = "its saved memory is gone"
+        await ctx.registry.move(machine.id, MachineState.STOPPED, detail=detail)
+    await asyncio.to_thread(saved.sweep, paths)
+    await snapshot.sweep(ctx, machine)
+
+
 def _config(ctx: Context, machine: Machine) -> VmConfig:
     """Describe a machine that runs already: what it booted from is of no more use."""
     paths, spec = ctx.paths.machine(machine.id), machine.spec
@@ -143,18 +198,33 @@ def _config(ctx: Context, machine: Machine) -> VmConfig:
 async def _finish_start(ctx: Context, machine: Machine, vm: Vm, operation: Operation) -> None:
     """Go on with a start that the last daemon's end interrupted; as any start, it may fail."""
     try:
+        if machine.process is None and fresh(machine):
+            # How it was launched is not known, and nobody has used it.
+            raise ArcboxError(  # noqa: TRY301
+                "the daemon ended while the machine was launched; start it again"
+            )
         machine = await ctx.registry.change(machine.id, process=vm.process)
         async with operation.abortable(machine.spec.name):
+            # It may have been launched from a saved memory, which leaves it paused.
+            await vm.resume()
             await finish(ctx, machine, vm)
     except ArcboxError as error:
         await vm.kill()
         await ctx.registry.move(
             machine.id, MachineState.STOPPED, process=None, detail=error.message
         )
+    await asyncio.to_thread(saved.sweep, ctx.paths.machine(machine.id))
 
 
 async def _take_over(ctx: Context, machine: Machine, vm: Vm) -> None:
-    agent = await ctx.connector.connect(machine, vm.link_socket, identity(ctx, machine))
+    paths = ctx.paths.machine(machine.id)
+    # It lives, so its own memory is the truth, whatever of it is on the disk.
+    await asyncio.to_thread(saved.discard, paths)
+    try:
+        await vm.resume()
+    except HypervisorError as error:
+        _log.warning("machine %s may be paused: %s", machine.spec.name, error)
+    agent = await ctx.connector.connect(machine, paths, identity(ctx, machine))
     detail = ""
     try:
         await agent.wait_ready(ctx.scaled(_AGENT_S))
@@ -167,6 +237,10 @@ async def _take_over(ctx: Context, machine: Machine, vm: Vm) -> None:
             machine.id, MachineState.RUNNING, process=vm.process, detail=detail
         )
     watch(ctx, machine, Running(vm, agent))
+    try:
+        await snapshot.sweep(ctx, machine)
+    except ArcboxError as error:
+        _log.warning("a snapshot of %s is left half made: %s", machine.spec.name, error)
 
 
 async def _record_unknown(ctx: Context, machine: Machine, why: str) -> None:

@@ -15,6 +15,8 @@ from arcboxd.machines.events import EventBus
 from arcboxd.machines.interfaces import AgentConnector, Assets, GuestAgent, Images
 from arcboxd.machines.locks import Locks
 from arcboxd.machines.registry import Registry
+from arcboxd.machines.staged import Pool
+from arcboxd.machines.template_store import TemplateStore
 from arcboxd.paths import Paths
 from arcboxd.settings import Settings
 
@@ -40,7 +42,10 @@ class Context:
     images: Images
     registry: Registry
     events: EventBus
+    templates: TemplateStore
+    staged: Pool = field(default_factory=Pool)
     locks: Locks = field(default_factory=Locks)
+    template_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: dict[str, Running] = field(default_factory=dict)
     background: set[asyncio.Task[None]] = field(default_factory=set)
     now_ns: Callable[[], int] = time.time_ns
@@ -71,10 +76,29 @@ class Context:
         machine = self.registry.get(machine_id)
         running = self.running.get(machine_id)
         if running is None or machine.state not in {MachineState.RUNNING, MachineState.STOPPING}:
+            name = machine.spec.name
+            hints = {
+                MachineState.STOPPED: f"start it with: arcbox start {name}",
+                MachineState.SUSPENDED: f"let it go on with: arcbox resume {name}",
+            }
             raise MachineStateError(
-                f"cannot {verb} machine {machine.spec.name!r}: it is {machine.state}",
-                hint=f"start it with: arcbox start {machine.spec.name}"
-                if machine.state is MachineState.STOPPED
-                else f"see why with: arcbox inspect {machine.spec.name}",
+                f"cannot {verb} machine {name!r}: it is {machine.state}",
+                hint=hints.get(machine.state, f"see why with: arcbox inspect {name}"),
             )
         return machine, running
+
+    def stable(self, machine: Machine, verb: str) -> Running | None:
+        """Give the process of a held machine that runs; None if it is stopped or suspended.
+
+        Raises:
+            MachineStateError: It is in none of these states.
+        """
+        running = self.running.get(machine.id)
+        if machine.state is MachineState.RUNNING and running is not None:
+            return running
+        if machine.state in {MachineState.STOPPED, MachineState.SUSPENDED}:
+            return None
+        raise MachineStateError(
+            f"cannot {verb} machine {machine.spec.name!r}: it is {machine.state}",
+            hint=f"see why with: arcbox inspect {machine.spec.name}",
+        )

@@ -7,18 +7,12 @@ import os
 import secrets
 import shutil
 
-from arcboxd.domain.image import BaseImage
 from arcboxd.domain.machine import Machine, MachineSpec, MachineState
 from arcboxd.errors import InvalidArgumentError
-from arcboxd.machines import ssh
+from arcboxd.machines import disks, ssh
 from arcboxd.machines.context import Context
 from arcboxd.machines.undo import Undo, together
-from arcboxd.machines.validate import NewMachine, check_new, login_name
-from arcboxd.paths import MachinePaths
-from arcboxd.process import run, tool
-
-_QEMU_IMG_TIMEOUT_S = 60.0
-_SECTOR_BYTES = 512
+from arcboxd.machines.validate import NewMachine, check_new, login_name, random_mac
 
 
 async def create(ctx: Context, new: NewMachine) -> Machine:
@@ -37,7 +31,7 @@ async def create(ctx: Context, new: NewMachine) -> Machine:
     """
     spec = check_new(new, ctx.settings, ctx.images)
     ctx.registry.check_free(spec.name)
-    machine = _new_record(ctx, spec)
+    machine = new_record(ctx, spec)
     paths = ctx.paths.machine(machine.id)
     with ctx.locks.hold(machine, "create"):
         async with Undo() as undo:
@@ -51,7 +45,8 @@ async def create(ctx: Context, new: NewMachine) -> Machine:
                     hint=f"give at least {image.virtual_bytes} bytes",
                 )
             paths.directory.mkdir(mode=0o700, parents=True)
-            await together(_make_disk(image, paths, spec.disk_bytes), ssh.make_keys(machine, paths))
+            disk = disks.on_image(paths, image, spec.disk_bytes)
+            await together(disk, ssh.make_keys(machine, paths))
             machine = await ctx.registry.move(machine.id, MachineState.STOPPED, image_key=image.key)
             undo.pop_all()
     return machine
@@ -60,17 +55,18 @@ async def create(ctx: Context, new: NewMachine) -> Machine:
 async def discard(ctx: Context, machine_id: str) -> None:
     """Take away a machine that was never finished: first its files, then its record. Idempotent."""
     if any(machine.id == machine_id for machine in ctx.registry.all()):
-        directory = ctx.paths.machine(machine_id).directory
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        for directory in (ctx.paths.machine(machine_id).directory, ctx.paths.volumes / machine_id):
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
         await ctx.registry.erase(machine_id)
 
 
-def _new_record(ctx: Context, spec: MachineSpec) -> Machine:
+def new_record(ctx: Context, spec: MachineSpec) -> Machine:
+    """Make up a machine that is no other; it is in no store yet."""
     known = ctx.registry.all()
     ids, macs = {m.id for m in known}, {m.mac for m in known}
     while (machine_id := secrets.token_hex(6)) in ids:
         pass
-    while (mac := _random_mac()) in macs:
+    while (mac := random_mac()) in macs:
         pass
     return Machine(
         id=machine_id,
@@ -82,16 +78,3 @@ def _new_record(ctx: Context, spec: MachineSpec) -> Machine:
         mac=mac,
         machine_id=secrets.token_hex(16),
     )
-
-
-def _random_mac() -> str:
-    # 52:54:00 is QEMU's own prefix: locally administered, and no vendor's.
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
-
-
-async def _make_disk(image: BaseImage, paths: MachinePaths, disk_bytes: int) -> None:
-    # Both paths are absolute, so that qemu-img takes neither for an option or a protocol.
-    argv = [tool("qemu-img", package="qemu-utils"), "create", "-q", "-f", "qcow2"]
-    argv += ["-b", str(image.path.absolute()), "-F", image.format, str(paths.disk.absolute())]
-    size = -(-disk_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
-    await run([*argv, str(size)], timeout_s=_QEMU_IMG_TIMEOUT_S)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Protocol
 
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Identity, Pong, SystemInfo
 from arcboxd.domain.image import BaseImage, BootAssets, ProgressFn
 from arcboxd.domain.machine import Machine
+from arcboxd.paths import MachinePaths
 
 
 class GuestAgent(Protocol):
@@ -51,6 +51,20 @@ class GuestAgent(Protocol):
         """Tell whether something listens on a TCP port of the guest within the time."""
         ...
 
+    async def settle(self, timeout_s: float) -> None:
+        """Bring the system to rest, and take from it what no two machines may share.
+
+        Raises:
+            AgentUnreachableError: No session, or it broke.
+            UnsupportedError: This distribution cannot be prepared.
+            TooLateError: It did not come to rest in ``timeout_s`` seconds.
+        """
+        ...
+
+    async def sync_clock(self) -> None:
+        """Set the guest's clock, which stood still while the machine was halted. Never raises."""
+        ...
+
     async def shutdown(self, grace_s: int) -> None:
         """Ask for an orderly shutdown, which goes on after the answer.
 
@@ -67,8 +81,10 @@ class GuestAgent(Protocol):
 class AgentConnector(Protocol):
     """Makes the link to a machine's agent, keeps it up, and serves ``agent.sock``."""
 
-    async def connect(self, machine: Machine, link_socket: Path, identity: Identity) -> GuestAgent:
-        """Begin to hold a session; gives ``identity`` to the agent at the start of each session."""
+    async def connect(
+        self, machine: Machine, paths: MachinePaths, identity: Identity | None
+    ) -> GuestAgent:
+        """Begin to hold a session; gives ``identity``, if any, to the agent at each one's start."""
         ...
 
 
@@ -103,6 +119,10 @@ class Images(Protocol):
             AssetBuildError: A step failed; nothing half-made is left.
             MissingToolError: A program is missing on the host.
         """
+        ...
+
+    async def find(self, distro: str, version: str, arch: str) -> BaseImage | None:
+        """Give the image that `ensure` would give, if it is there already."""
         ...
 
     async def get(self, key: str) -> BaseImage | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol, TypedDict, Unpack
 
-from arcboxd.domain.machine import Machine, MachineState, ProcessIdentity, check_transition
+from arcboxd.domain.machine import Boot, Machine, MachineState, ProcessIdentity, check_transition
 from arcboxd.errors import (
     ArcboxError,
     InvalidArgumentError,
@@ -46,6 +46,8 @@ class Changes(TypedDict, total=False):
     process: ProcessIdentity | None
     accelerator: str
     kernel_version: str
+    boot: Boot | None
+    boot_reason: str
     detail: str
 
 

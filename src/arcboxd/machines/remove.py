@@ -29,7 +29,8 @@ async def remove(ctx: Context, ref: str, *, force: bool = False, volumes: bool =
     Args:
         ctx: What the machine lives in.
         ref: The machine.
-        force: Kill it first if it runs, or if it is unknown.
+        force: Kill it first if it runs, or if it is unknown; give up what a suspended one has in
+            memory.
         volumes: Remove its data disks too; else they are kept.
 
     Raises:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from arcboxd import aio
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Pong, SystemInfo
 from arcboxd.domain.machine import Machine, MachineState
-from arcboxd.machines import adopt, guest, ssh
+from arcboxd.machines import adopt, guest, snapshot, ssh, template
+from arcboxd.machines.clone import clone
 from arcboxd.machines.context import Context
 from arcboxd.machines.create import create
 from arcboxd.machines.remove import remove
+from arcboxd.machines.resume import resume
 from arcboxd.machines.start import start
 from arcboxd.machines.stop import stop
+from arcboxd.machines.suspend import suspend
+from arcboxd.machines.usage import Usage, usage
 from arcboxd.machines.validate import NewMachine
 
 _log = logging.getLogger(__name__)
@@ -36,6 +40,8 @@ class Machines:
             StoreError: The records cannot be read.
         """
         await self.context.registry.load()
+        self.context.templates.load()
+        await template.sweep(self.context)
         await adopt.clean_up(self.context)
         adopt.supervise(self.context)
 
@@ -87,6 +93,54 @@ class Machines:
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a machine: `arcboxd.machines.remove`."""
         await remove(self.context, ref, force=force, volumes=volumes)
+
+    async def suspend(self, ref: str) -> int:
+        """Suspend a machine, and give the saved bytes: `arcboxd.machines.suspend`."""
+        return await suspend(self.context, ref)
+
+    async def resume(self, ref: str) -> None:
+        """Let a suspended machine go on: `arcboxd.machines.resume`."""
+        await resume(self.context, ref)
+
+    async def create_snapshot(self, ref: str, name: str = "") -> snapshot.Snapshot:
+        """Take a snapshot of a machine: `arcboxd.machines.snapshot`."""
+        return await snapshot.create(self.context, ref, name)
+
+    async def snapshots(self, ref: str) -> Sequence[snapshot.Snapshot]:
+        """Give a machine's snapshots, oldest first: `arcboxd.machines.snapshot`."""
+        return await snapshot.snapshots(self.context, ref)
+
+    async def restore_snapshot(self, ref: str, name: str, *, force: bool = False) -> None:
+        """Bring a machine back to a snapshot: `arcboxd.machines.snapshot`."""
+        await snapshot.restore(self.context, ref, name, force=force)
+
+    async def remove_snapshot(self, ref: str, name: str) -> None:
+        """Remove a snapshot: `arcboxd.machines.snapshot`."""
+        await snapshot.remove(self.context, ref, name)
+
+    async def clone(self, ref: str, name: str) -> Machine:
+        """Make a new machine with a copy of another's disks: `arcboxd.machines.clone`."""
+        return await clone(self.context, ref, name)
+
+    async def prepare_template(self, new: NewMachine) -> template.TemplateUse:
+        """Make a template: `arcboxd.machines.template`."""
+        return await template.use(self.context, await template.prepare(self.context, new))
+
+    async def templates(self) -> Sequence[template.TemplateUse]:
+        """Give every template, and what uses it: `arcboxd.machines.template`."""
+        return await template.uses(self.context)
+
+    async def remove_template(self, ref: str) -> None:
+        """Remove a template: `arcboxd.machines.template`."""
+        await template.remove(self.context, ref)
+
+    async def prune_templates(self) -> tuple[Sequence[str], int]:
+        """Remove the templates that are of no more use: `arcboxd.machines.template`."""
+        return await template.prune(self.context)
+
+    async def usage(self, refs: Sequence[str]) -> Usage:
+        """Tell what machines use of the host: `arcboxd.machines.usage`."""
+        return await usage(self.context, refs)
 
     async def ping(self, ref: str) -> Pong:
         """Ask a machine's agent for an answer."""

@@ -89,10 +89,15 @@ async def make_keys(machine: Machine, paths: MachinePaths) -> None:
         CommandError: It failed.
     """
     comment = f"arcbox-{machine.spec.name}"
-    await together(_keygen(paths.ssh_key, comment), _keygen(paths.ssh_host_key, comment))
+    await together(_keygen(paths.ssh_key, comment), make_host_key(paths, comment))
     kind, key = _public(paths.ssh_host_key).split()[:2]
     paths.ssh_known_hosts.write_text(f"{host_key_alias(machine)} {kind} {key}\n")
     write_config(machine, paths)
+
+
+async def make_host_key(paths: MachinePaths, comment: str) -> None:
+    """Make the guest's host key; the same errors as `make_keys`."""
+    await _keygen(paths.ssh_host_key, comment)
 
 
 def write_config(machine: Machine, paths: MachinePaths) -> None:

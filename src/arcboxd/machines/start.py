@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import uuid
-from collections.abc import Coroutine
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TypeVar
+from typing import Unpack
 
 from arcboxd import aio
-from arcboxd.domain.guest import Identity
-from arcboxd.domain.machine import Machine, MachineState
-from arcboxd.errors import (
-    ArcboxError,
-    HypervisorError,
-    MachineStateError,
-    NoRoomError,
-    TooLateError,
-)
-from arcboxd.hypervisor.base import DataDisk, Vm, VmConfig
-from arcboxd.machines import console, ssh
+from arcboxd.domain.machine import Boot, Machine, MachineState
+from arcboxd.errors import ArcboxError, MachineStateError, NoRoomError, StoreError
+from arcboxd.hypervisor.base import Forward, Vm, VmConfig
+from arcboxd.machines import console, disks, resume, ssh, staging, template
 from arcboxd.machines.context import Context, Running
+from arcboxd.machines.launch import first_answer, identity, vm_config
 from arcboxd.machines.locks import NOTE_END
-from arcboxd.machines.undo import Undo
-from arcboxd.settings import MIB
+from arcboxd.machines.registry import Changes
+from arcboxd.machines.template_store import NONE_FITS, Template
+from arcboxd.machines.undo import Undo, complete
 
-_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
 _LAUNCH_TRIES = 3
+_TEMPLATE_TIMEOUT_S = 10.0
+"""Under kvm, for the agent of a machine that does not boot."""
 
 
 async def start(ctx: Context, ref: str) -> None:
-    """Start a machine, and return once its agent answers.
+    """Start a machine, or resume it if it is suspended, and return once its agent answers.
 
     Idempotent: a machine that runs is left as it is. If it fails or is cancelled, the process is
     killed and the machine is stopped again, with the reason as its detail.
@@ -52,6 +49,9 @@ async def start(ctx: Context, ref: str) -> None:
     if machine.state is MachineState.RUNNING and ctx.locks.current(machine_id) is None:
         return
     with ctx.locks.hold(machine, "start") as operation:
+        if machine.state is MachineState.SUSPENDED:
+            await resume.go_on(ctx, machine, operation)
+            return
         if machine.state is not MachineState.STOPPED:
             name = machine.spec.name
             raise MachineStateError(
@@ -66,56 +66,120 @@ async def _boot(ctx: Context, machine: Machine) -> None:
     async with Undo() as undo:
         undo.push_async_exit(_Failed(ctx, machine.id).record)
         machine = await ctx.registry.move(machine.id, MachineState.STARTING, detail="")
-        vm, kernel_version = await _launch(ctx, machine)
-        undo.push_async_callback(vm.kill)
-        # At once: from here on a daemon that dies leaves a process that the next one can identify.
-        machine = await ctx.registry.change(
-            machine.id,
-            process=vm.process,
-            accelerator=ctx.hypervisor.accelerator.name,
-            kernel_version=kernel_version,
+        config = await vm_config(ctx, machine)
+        choice = await template.choose(ctx, machine, config)
+        if isinstance(choice, Template):
+            why = await _from_template(ctx, machine, config, choice)
+        else:
+            why = choice
+        if why:
+            await _cold(ctx, machine, config, why)
+        undo.pop_all()
+    if why == NONE_FITS:
+        template.make_soon(ctx, machine)
+
+
+async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found: Template) -> str:
+    """Start a machine from a template; if that cannot be, say why, and leave nothing of it."""
+    reason = f"from template {found.key[:12]}"
+
+    async def restore(forwards: tuple[Forward, ...]) -> Vm:
+        if staged is not None:
+            for forward in forwards:
+                await staged.vm.add_forward(forward)
+            if machine.spec.disk_bytes > found.shape.disk_bytes:
+                await staged.vm.resize_disk(machine.spec.disk_bytes)
+            return staged.vm
+        ours = replace(config, forwards=forwards)
+        return await template.restore(ctx, found, ours, machine.spec.disk_bytes)
+
+    try:
+        async with Undo() as undo:
+            if (staged := ctx.staged.take(found)) is not None:
+                reason += ", staged"
+                undo.push_async_callback(staged.end)
+            vm = await _launch(
+                ctx,
+                machine,
+                restore,
+                kernel_version=config.assets.kernel_version,
+                boot=Boot.TEMPLATE,
+                boot_reason=reason,
+            )
+            undo.push_async_callback(vm.kill)
+            if staged is not None:
+                vm.rehome(config.paths)
+                await template.delete(staged.paths.directory)
+            await vm.resume()
+            await finish(ctx, machine, vm, timeout_s=ctx.scaled(_TEMPLATE_TIMEOUT_S))
+            undo.pop_all()
+    except ArcboxError as error:
+        _log.warning("machine %s could not start %s: %s", machine.spec.name, reason, error)
+        # Only a lack of room says nothing of the template.
+        if not isinstance(error, NoRoomError):
+            ctx.templates.distrust(found, error.message)
+        return f"it could not start {reason}: {error.message}"
+    staging.want(ctx, found)
+    return ""
+
+
+async def _cold(ctx: Context, machine: Machine, config: VmConfig, why: str) -> None:
+    new = template.fresh(machine)
+    if new and config.paths.template_disk.exists():
+        # A start from a template failed, and its disk may have been written to.
+        image = await ctx.images.get(machine.image_key)
+        if image is None:
+            raise StoreError(f"the base image {machine.image_key} is gone from the cache")
+        await disks.on_image(config.paths, image, machine.spec.disk_bytes)
+
+    async def launch(forwards: tuple[Forward, ...]) -> Vm:
+        return await ctx.hypervisor.launch(replace(config, forwards=forwards))
+
+    async with Undo() as undo:
+        vm = await _launch(
+            ctx,
+            machine,
+            launch,
+            kernel_version=config.assets.kernel_version,
+            # A machine that nobody has used yet stays fresh until its first start has succeeded.
+            boot=None if new else Boot.COLD,
+            boot_reason=why,
         )
+        undo.push_async_callback(vm.kill)
         await finish(ctx, machine, vm)
         undo.pop_all()
 
 
-async def finish(ctx: Context, machine: Machine, vm: Vm) -> None:
+async def finish(ctx: Context, machine: Machine, vm: Vm, *, timeout_s: float | None = None) -> None:
     """Wait for the agent of a launched machine, and count the machine as running.
 
     The caller kills the process if this fails.
+
+    Args:
+        ctx: What the machine lives in.
+        machine: The machine, in state ``starting``.
+        vm: Its process.
+        timeout_s: For the agent's first answer; None for the configured time.
 
     Raises:
         HypervisorError: The process ended.
         TooLateError: The agent did not answer in time.
         ArcboxError: The agent's link or the monitor broke.
     """
+    if timeout_s is None:
+        timeout_s = ctx.scaled(ctx.settings.start_timeout_s)
     paths = ctx.paths.machine(machine.id)
-    timeout_s = ctx.scaled(ctx.settings.start_timeout_s)
     async with Undo() as undo:
-        agent = await ctx.connector.connect(machine, vm.link_socket, identity(ctx, machine))
+        agent = await first_answer(
+            ctx, machine, paths, vm, identity(ctx, machine), timeout_s=timeout_s
+        )
         undo.push_async_callback(agent.close)
-        name = machine.spec.name
-        try:
-            async with asyncio.timeout(timeout_s):
-                # The agent took its identity: that is its first answer.
-                await _unless_exit(vm, agent.wait_ready(timeout_s))
-        except (TimeoutError, TooLateError) as error:
-            raise TooLateError(
-                f"machine {name!r} did not answer within {timeout_s:g} s"
-                + console.last_words(paths.console_log),
-                hint=f"the whole console is in {paths.console_log}",
-            ) from error
-        except _ExitedError:
-            raise HypervisorError(
-                f"machine {name!r} ended before its agent answered"
-                + console.last_words(paths.console_log),
-                hint=f"see {paths.console_log} and {paths.qemu_log}",
-            ) from None
         await vm.allow_reset()
-        await ctx.registry.move(
+        machine = await ctx.registry.move(
             machine.id,
             MachineState.RUNNING,
             started_unix_ns=ctx.now_ns(),
+            boot=ctx.registry.get(machine.id).boot or Boot.COLD,
             detail="",
         )
         undo.pop_all()
@@ -136,82 +200,45 @@ async def retire(ctx: Context, machine_id: str, detail: str) -> None:
     await ctx.registry.move(machine_id, MachineState.STOPPED, process=None, detail=detail)
 
 
-def identity(ctx: Context, machine: Machine) -> Identity:
-    """Give what makes a guest this machine."""
-    paths = ctx.paths.machine(machine.id)
-    return Identity(
-        machine_id=machine.machine_id,
-        hostname=machine.spec.name,
-        user_name=machine.user,
-        user_uid=os.getuid(),
-        authorized_keys=ssh.authorized_keys(machine, paths),
-        ssh_host_keys=ssh.host_keys(paths),
-        disk_bytes=machine.spec.disk_bytes,
-    )
+async def _launch(
+    ctx: Context,
+    machine: Machine,
+    launch: Callable[[tuple[Forward, ...]], Awaitable[Vm]],
+    **changes: Unpack[Changes],
+) -> Vm:
+    """Launch with a port for SSH, and record the process and what else has changed."""
+    ctx.paths.machine(machine.id).console_log.unlink(missing_ok=True)
+    async for port in ssh_ports(ctx, machine):
+        try:
+            vm = await launch((ssh.forward(port),))
+        except NoRoomError:
+            # Another program was quicker to take the port that was free a moment ago.
+            continue
+        try:
+            # At once: from here on a daemon that dies leaves a process that the next one can find.
+            changes |= {
+                "process": vm.process,
+                "accelerator": ctx.hypervisor.accelerator.name,
+            }
+            await ctx.registry.change(machine.id, **changes)
+        except BaseException:
+            await complete(vm.kill())
+            raise
+        return vm
+    raise NoRoomError("no TCP port of 127.0.0.1 stayed free for long enough")
 
 
-async def vm_config(ctx: Context, machine: Machine) -> VmConfig:
-    """Give all that a machine's process is made of.
-
-    Raises:
-        AssetBuildError: What it boots from could not be built.
-        MissingToolError: A program is missing on the host.
-    """
-    spec = machine.spec
-    volumes = ctx.paths.volumes / machine.id
-    return VmConfig(
-        machine_id=machine.id,
-        name=spec.name,
-        uuid=str(uuid.UUID(machine.machine_id)),
-        arch=spec.arch,
-        cpus=spec.cpus,
-        memory_bytes=spec.memory_bytes // MIB * MIB,
-        mac=machine.mac,
-        paths=ctx.paths.machine(machine.id),
-        assets=await ctx.assets.ensure(spec.arch, ctx.reporter(machine)),
-        cmdline=spec.cmdline,
-        data_disks=tuple(DataDisk(p.stem, p) for p in sorted(volumes.glob("*.qcow2"))),
-    )
-
-
-async def _launch(ctx: Context, machine: Machine) -> tuple[Vm, str]:
+async def ssh_ports(ctx: Context, machine: Machine) -> AsyncIterator[int]:
+    """Give ports to try for a machine's SSH, first the one that it had; each is recorded."""
     taken = frozenset(m.ssh_port for m in ctx.registry.all() if m.id != machine.id and m.ssh_port)
-    config = await vm_config(ctx, machine)
-    config.paths.console_log.unlink(missing_ok=True)
     wanted = machine.ssh_port
-    for tries_left in reversed(range(_LAUNCH_TRIES)):
+    for _ in range(_LAUNCH_TRIES):
         port = ssh.choose_port(wanted, taken)
         if port != machine.ssh_port:
             machine = await ctx.registry.change(machine.id, ssh_port=port)
-            ssh.write_config(machine, config.paths)
-        try:
-            vm = await ctx.hypervisor.launch(replace(config, forwards=(ssh.forward(port),)))
-            return vm, config.assets.kernel_version
-        except NoRoomError:
-            # Another program was quicker to take the port that was free a moment ago.
-            if not tries_left:
-                raise
-            wanted, taken = 0, taken | {port}
-    raise AssertionError("the last try returns or raises")
-
-
-class _ExitedError(Exception):
-    """The process ended first."""
-
-
-async def _unless_exit(vm: Vm, work: Coroutine[object, object, _T]) -> _T:
-    """Do work, unless the process ends before it is done."""
-    working = asyncio.ensure_future(work)
-    exited = asyncio.ensure_future(vm.wait_exit())
-    try:
-        await asyncio.wait({working, exited}, return_when=asyncio.FIRST_COMPLETED)
-        if exited.done():
-            raise _ExitedError
-        return working.result()
-    finally:
-        for task in (working, exited):
-            task.cancel()
-        await asyncio.gather(working, exited, return_exceptions=True)
+            ssh.write_config(machine, ctx.paths.machine(machine.id))
+        yield port
+        wanted, taken = 0, taken | {port}
 
 
 async def _watch(ctx: Context, machine_id: str, running: Running) -> None:

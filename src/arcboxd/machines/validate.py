@@ -8,6 +8,7 @@ import logging
 import platform
 import pwd
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,3 +224,9 @@ def _check_kernel(kernel: str) -> None:
     raise UnsupportedError(
         "a kernel of one's own comes with a later version", hint="leave it out to use ours"
     )
+
+
+def random_mac() -> str:
+    """Make up the address of a network card."""
+    # 52:54:00 is QEMU's own prefix: locally administered, and no vendor's.
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))

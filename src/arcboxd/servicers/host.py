@@ -15,12 +15,14 @@ from arcboxd.errors import InvalidArgumentError, MachineNotFoundError
 from arcboxd.machines.events import Event, Lost, Progress, StateChanged
 from arcboxd.machines.service import Machines
 from arcboxd.servicers.chunks import closing, pieces
+from arcboxd.servicers.saved import SavedCalls
+from arcboxd.servicers.templates import TemplateCalls
 from arcboxd.servicers.translate import Context, streaming, unary
 from arcboxd.wire import convert
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2, host_pb2, host_pb2_grpc
 
 
-class HostService(host_pb2_grpc.HostServiceServicer):
+class HostService(SavedCalls, TemplateCalls, host_pb2_grpc.HostServiceServicer):
     """Serves arcbox.ext.v1.HostService."""
 
     def __init__(self, machines: Machines, stop: Callable[[], None]) -> None:

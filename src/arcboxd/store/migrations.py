@@ -35,6 +35,11 @@ MIGRATIONS = (
         detail TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE machines ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+    ALTER TABLE machines ADD COLUMN boot_reason TEXT NOT NULL DEFAULT '';
+    UPDATE machines SET boot = 'cold' WHERE started_unix_ns > 0;
+    """,
 )
 """Step N brings a database from ``user_version`` N-1 to N."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from arcboxd.domain.machine import Machine, MachineSpec, MachineState, ProcessIdentity
+from arcboxd.domain.machine import Boot, Machine, MachineSpec, MachineState, ProcessIdentity
 from arcboxd.errors import StoreError
 
 Field = str | int | None
@@ -16,7 +16,7 @@ COLUMNS = (
     *("id", "name", "state", "cpus", "memory_bytes", "disk_bytes", "distro", "version", "arch"),
     *("cmdline", "ssh_public_keys", "created_unix_ns", "image_key", "user", "mac", "machine_id"),
     *("ssh_port", "started_unix_ns", "boot_id", "pid", "start_ticks", "accelerator"),
-    *("kernel_version", "detail"),
+    *("kernel_version", "boot", "boot_reason", "detail"),
 )
 """Every field, in the order of the table's columns."""
 
@@ -51,6 +51,8 @@ def to_fields(machine: Machine) -> dict[str, Field]:
         "start_ticks": process.start_ticks if process else None,
         "accelerator": machine.accelerator,
         "kernel_version": machine.kernel_version,
+        "boot": machine.boot.value if machine.boot else "",
+        "boot_reason": machine.boot_reason,
         "detail": machine.detail,
     }
 
@@ -82,6 +84,8 @@ def from_fields(fields: Mapping[str, object], where: str) -> Machine:
         raise StoreError(f"{where} has an id or a name that is none")
     try:
         state = MachineState(text("state"))
+        # Records of the first version have no such field, and their machines all booted.
+        boot = Boot(found) if (found := str(fields.get("boot", Boot.COLD))) else None
         keys = json.loads(text("ssh_public_keys"))
     except ValueError as error:
         raise StoreError(f"{where} cannot be understood: {error}") from error
@@ -114,6 +118,8 @@ def from_fields(fields: Mapping[str, object], where: str) -> Machine:
         process=process,
         accelerator=text("accelerator"),
         kernel_version=text("kernel_version"),
+        boot=boot,
+        boot_reason=str(fields.get("boot_reason", "")),
         detail=text("detail"),
     )
 

@@ -305,6 +305,7 @@ def configure_request(
             address=f"{GUEST_ADDRESS}/{GUEST_PREFIX_BITS}",
             gateway=GUEST_GATEWAY,
             dns_servers=[GUEST_DNS],
+            mac=identity.mac,
         ),
     )
 

@@ -117,6 +117,15 @@ def from_rpc_error(
     return ArcboxError(message or f"the call ended with {code.name}")
 
 
+def from_reason(kind: str, reason: str, message: str, hint: str) -> ArcboxError:
+    """Give the exception that an agent's own answer stands for: one of the same kind at least."""
+    cls = BY_REASON.get(reason)
+    if cls is None or cls.kind.value != kind:
+        codes = {known.value: code for known, code in CODES.items()}
+        cls = _BY_CODE.get(codes.get(kind, grpc.StatusCode.INTERNAL), ArcboxError)
+    return cls(_clip(message), hint=_clip(hint))
+
+
 def _from_details(value: bytes, code: grpc.StatusCode) -> ArcboxError | None:
     info = ErrorInfo()
     try:

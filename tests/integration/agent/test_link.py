@@ -12,9 +12,11 @@ import grpc
 import pytest
 
 from arcbox_agent.agent_service import AgentService
+from arcbox_agent.calls import methods
+from arcbox_agent.cgroup import Cgroups
+from arcbox_agent.clone import Clone
 from arcbox_agent.kernel import NoKernel
 from arcbox_agent.link import Targets
-from arcbox_agent.rpc import Server, mapping
 from arcboxd.errors import LinkError
 from arcboxd.link.peer import Peer
 from arcboxd.link.proxy import proxy
@@ -25,9 +27,10 @@ from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc
 async def host() -> AsyncIterator[Peer]:
     """The host's end of a link whose other end serves the agent's targets."""
     service = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
-    server = Server(mapping(AgentService(NoKernel(), ""), service))
+    kernel = NoKernel()
+    served = methods([(AgentService(kernel, Clone(kernel, Cgroups(""), ""), ""), service)])
     host = Peer(role="host")
-    guest = Peer(role="guest", accept=Targets(server).accept)
+    guest = Peer(role="guest", accept=Targets(served, kernel).accept)
     loop = asyncio.get_running_loop()
     for end, peer in zip(socket.socketpair(), (host, guest), strict=True):
         end.setblocking(False)

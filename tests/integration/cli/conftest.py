@@ -55,10 +55,11 @@ class Arcbox:
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
+        env: dict[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self.argv(*args),
-            env=self.env,
+            env={**self.env, **(env or {})},
             start_new_session=True,
             stdin=stdin,
             stdout=stdout,

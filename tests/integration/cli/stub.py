@@ -8,37 +8,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
 
 import grpc
 
-from arcboxd.errors import ArcboxError, MachineNotFoundError, NoRoomError
-from arcboxd.wire import status
+from arcboxd.errors import MachineNotFoundError, NoRoomError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2, host_pb2, host_pb2_grpc
 from arcboxd.wire.pb.arcbox.v1 import common_pb2, machine_pb2, machine_pb2_grpc
-
-Context = grpc.ServicerContext
-CREATED = 1_700_000_000
-
-
-def fail(context: Context, error: ArcboxError) -> NoReturn:
-    wire = status.to_status(error)
-    context.set_trailing_metadata(wire.trailing_metadata)
-    context.abort(wire.code, wire.details)
-    raise AssertionError
+from tests.integration.cli.stub_saved import CREATED, Context, Inventory, SavedHost, fail
 
 
 class Machines(machine_pb2_grpc.MachineServiceServicer):
-    def __init__(self) -> None:
+    def __init__(self, inventory: Inventory) -> None:
         self.calls: list[tuple[str, object]] = []
-        self.names = {"id-web": "web", "id-db": "db"}
-        self.progress = threading.Event()
-
-    def _known(self, ref: str, context: Context) -> str:
-        for machine_id, name in self.names.items():
-            if ref in {name, machine_id}:
-                return machine_id
-        fail(context, MachineNotFoundError(f"no machine {ref!r}", hint="arcbox ls --all"))
+        self.inventory = inventory
 
     def Create(
         self, request: machine_pb2.CreateMachineRequest, context: Context
@@ -47,24 +29,24 @@ class Machines(machine_pb2_grpc.MachineServiceServicer):
         if request.name == "toobig":
             time.sleep(0.1)
             fail(context, NoRoomError("no room for the disk of 'toobig'", hint="free some"))
-        self.names[f"id-{request.name}"] = request.name
+        self.inventory.names[f"id-{request.name}"] = request.name
         return machine_pb2.CreateMachineResponse(id=f"id-{request.name}")
 
     def Start(self, request: machine_pb2.StartMachineRequest, context: Context) -> common_pb2.Empty:
-        self._known(request.id, context)
+        self.inventory.known(request.id, context)
         self.calls.append(("start", request))
         time.sleep(0.2)
         return common_pb2.Empty()
 
     def Stop(self, request: machine_pb2.StopMachineRequest, context: Context) -> common_pb2.Empty:
-        self._known(request.id, context)
+        self.inventory.known(request.id, context)
         self.calls.append(("stop", request))
         return common_pb2.Empty()
 
     def Remove(
         self, request: machine_pb2.RemoveMachineRequest, context: Context
     ) -> common_pb2.Empty:
-        self._known(request.id, context)
+        self.inventory.known(request.id, context)
         self.calls.append(("remove", request))
         return common_pb2.Empty()
 
@@ -74,7 +56,7 @@ class Machines(machine_pb2_grpc.MachineServiceServicer):
         web = machine_pb2.MachineSummary(
             id="id-web",
             name="web",
-            state="running",
+            state=self.inventory.states["id-web"],
             cpus=2,
             memory=1 << 31,
             disk_size=20 << 30,
@@ -88,7 +70,7 @@ class Machines(machine_pb2_grpc.MachineServiceServicer):
         self, request: machine_pb2.InspectMachineRequest, context: Context
     ) -> machine_pb2.MachineInfo:
         return machine_pb2.MachineInfo(
-            id=self._known(request.id, context),
+            id=self.inventory.known(request.id, context),
             name="web",
             state="running",
             hardware=machine_pb2.MachineHardware(cpus=2, memory=1 << 31, arch="x86_64"),
@@ -98,7 +80,7 @@ class Machines(machine_pb2_grpc.MachineServiceServicer):
     def Ping(
         self, request: machine_pb2.MachineAgentRequest, context: Context
     ) -> machine_pb2.MachinePingResponse:
-        self._known(request.id, context)
+        self.inventory.known(request.id, context)
         return machine_pb2.MachinePingResponse(message="pong", version="0.1.0")
 
     def GetSystemInfo(
@@ -118,8 +100,9 @@ class Machines(machine_pb2_grpc.MachineServiceServicer):
         return machine_pb2.SSHInfoResponse(command="ssh -p 2222 'me@127.0.0.1'")
 
 
-class Host(host_pb2_grpc.HostServiceServicer):
-    def __init__(self, home: Path) -> None:
+class Host(SavedHost):
+    def __init__(self, inventory: Inventory, home: Path) -> None:
+        super().__init__(inventory)
         self.home = home
         self.ended = threading.Event()
         self.started: list[guest_pb2.ExecStart] = []
@@ -157,7 +140,9 @@ class Host(host_pb2_grpc.HostServiceServicer):
     def InspectExtra(
         self, request: host_pb2.InspectExtraRequest, context: Context
     ) -> host_pb2.MachineExtra:
-        return host_pb2.MachineExtra(accelerator="tcg", ssh_port=2222)
+        return host_pb2.MachineExtra(
+            accelerator="tcg", ssh_port=2222, boot="template", boot_reason="0123456789ab fits"
+        )
 
     def StopDaemon(
         self, request: host_pb2.StopDaemonRequest, context: Context
@@ -240,8 +225,9 @@ class StubDaemon:
     """Listens where the real one would."""
 
     def __init__(self, home: Path) -> None:
-        self.machines = Machines()
-        self.host = Host(home)
+        self.inventory = Inventory()
+        self.machines = Machines(self.inventory)
+        self.host = Host(self.inventory, home)
         (home / "run").mkdir(parents=True)
         self._server = grpc.server(ThreadPoolExecutor(8))
         machine_pb2_grpc.add_MachineServiceServicer_to_server(self.machines, self._server)

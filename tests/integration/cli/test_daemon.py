@@ -149,13 +149,22 @@ def test_completion_offers_names_and_starts_nothing(arcbox: Arcbox) -> None:
     for broken in ("[]", "{", '{"x": 1}'):
         (machine.parent / str(len(broken))).mkdir()
         (machine.parent / str(len(broken)) / "machine.json").write_text(broken)
-    variables = {
-        "_ARCBOX_COMPLETE": "complete_bash",
-        "COMP_WORDS": "arcbox start w",
-        "COMP_CWORD": "2",
-    }
-    done = arcbox.run(env=variables)
-    assert (done.stdout.split(), done.stderr) == ([b"web-1"], b"")
+    (machine / "snapshots" / "before").mkdir(parents=True)
+    (machine / "snapshots" / "half.new").mkdir()
+    for key in ("0123", "fe01"):
+        (arcbox.home / "s" / "templates" / key).mkdir(parents=True)
+    for words, offered in {
+        "arcbox start w": [b"web-1"],
+        "arcbox clone w": [b"web-1"],
+        "arcbox snapshot rm web-1 ": [b"before"],
+        "arcbox snapshot restore abc b": [b"before"],
+        "arcbox snapshot restore ghost ": [],
+        "arcbox template rm f": [b"fe01"],
+    }.items():
+        position = str(len(words.split(" ")) - 1)
+        variables = {"COMP_WORDS": words, "COMP_CWORD": position}
+        done = arcbox.run(env={"_ARCBOX_COMPLETE": "complete_bash", **variables})
+        assert (done.stdout.split(), done.stderr) == (offered, b""), words
     assert not (arcbox.home / "s" / "run").exists()
 
 

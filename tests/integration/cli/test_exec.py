@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
-import struct
 import subprocess
 import termios
-import time
-from typing import Self
 
 import pytest
 
 from tests.integration.cli.conftest import Arcbox
 from tests.integration.cli.stub import StubDaemon
+from tests.integration.cli.terminal import Terminal
 
 PIPE = subprocess.PIPE
 
@@ -114,38 +111,6 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(
         assert process.wait(15) == 141
         assert process.stderr.read() == b""
         assert daemon.host.ended.wait(5)
-
-
-class Terminal:
-    """A terminal with a command in it."""
-
-    def __init__(self, arcbox: Arcbox, *args: str) -> None:
-        self.ours, self.theirs = os.openpty()
-        self.resize(30, 100)
-        self.before = termios.tcgetattr(self.theirs)
-        self.process = arcbox.popen(
-            *args, stdin=self.theirs, stdout=self.theirs, stderr=self.theirs
-        )
-        self.screen = b""
-
-    def resize(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def expect(self, text: bytes) -> None:
-        deadline = time.monotonic() + 10
-        while text not in self.screen:
-            assert time.monotonic() < deadline, (text, self.screen)
-            if select.select([self.ours], [], [], 0.2)[0]:
-                self.screen += os.read(self.ours, 4096)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.ours)
-        os.close(self.theirs)
 
 
 def test_a_terminal_is_raw_resized_and_restored(arcbox: Arcbox, daemon: StubDaemon) -> None:

@@ -25,7 +25,11 @@ from arcboxd.wire.pb.arcbox.v1 import machine_pb2, machine_pb2_grpc
 from tests.fakes import World, parts
 
 SETTINGS = replace(
-    Settings.for_host(), default_memory_bytes=256 << 20, stop_grace_s=1.0, start_timeout_s=2.0
+    Settings.for_host(),
+    default_memory_bytes=256 << 20,
+    stop_grace_s=1.0,
+    start_timeout_s=2.0,
+    templates="manual",
 )
 
 

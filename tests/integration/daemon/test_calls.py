@@ -81,10 +81,12 @@ async def test_inspect_tells_everything(running: Daemon) -> None:
 
 async def test_the_disk_is_an_overlay_of_the_asked_size(daemon: Daemon) -> None:
     machine_id = await daemon.create(disk_size=5 << 30)
-    disk = daemon.paths.machine(machine_id).disk
+    paths = daemon.paths.machine(machine_id)
+    disk = paths.disk
     info = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", str(disk)]))
     assert info["virtual-size"] == 5 << 30
-    assert info["backing-filename"].endswith("base.raw")
+    assert info["full-backing-filename"] == str(paths.base_image)
+    assert paths.base_image.samefile(daemon.paths.cache / "base.raw")
 
 
 async def test_everything_is_private_to_the_user(daemon: Daemon) -> None:

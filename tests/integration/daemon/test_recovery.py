@@ -9,7 +9,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from arcboxd import errors
 from arcboxd.daemon.main import open_machines
 from arcboxd.domain.machine import MachineState
-from arcboxd.machines import adopt, create, remove, ssh
+from arcboxd.machines import adopt, disks, remove, ssh
 from arcboxd.machines.leftover import listener
 from arcboxd.machines.service import Machines
 from arcboxd.machines.validate import NewMachine
@@ -34,10 +35,11 @@ class Crash:
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
+        self.released = asyncio.Event()
 
     async def __call__(self, *args: object, **kwargs: object) -> None:
         self.reached.set()
-        await asyncio.Event().wait()
+        await self.released.wait()
 
 
 def _settled(machines: Machines) -> bool:
@@ -58,16 +60,35 @@ async def _reopen(paths: Paths, world: World, stack: AsyncExitStack) -> Machines
     return machines
 
 
+def copy_state(home: Path, copy: Path) -> None:
+    """Copy a state directory, but not sockets, and not what is linked and never written."""
+    shutil.copytree(
+        home,
+        copy,
+        ignore=shutil.ignore_patterns("*.sock"),
+        copy_function=lambda a, b: os.link(a, b) if a.endswith("base.img") else shutil.copy2(a, b),
+    )
+
+
 async def _crashed(paths: Paths, task: asyncio.Task[object], crash: Crash, copy: Path) -> Paths:
     """Copy the state directory at the crash, then let the blocked work go."""
     async with asyncio.timeout(5):
         await crash.reached.wait()
     after = Paths(copy, paths.cache)
-    shutil.copytree(paths.home, after.home, ignore=shutil.ignore_patterns("*.sock"))
+    copy_state(paths.home, after.home)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
     return after
+
+
+@asynccontextmanager
+async def reopened(paths: Paths, world: World, copy: Path) -> AsyncIterator[Machines]:
+    """Give the use cases on a copy of the state directory, as a kill would leave it now."""
+    after = Paths(copy, paths.cache)
+    copy_state(paths.home, after.home)
+    async with AsyncExitStack() as stack:
+        yield await _reopen(after, world, stack)
 
 
 @pytest.mark.parametrize("point", ["image", "disk", "keys", "stored"])
@@ -82,7 +103,7 @@ async def test_a_create_that_was_killed_leaves_nothing(
     target: object
     target, name = {
         "image": (context.images, "ensure"),
-        "disk": (create, "_make_disk"),
+        "disk": (disks, "on_image"),
         "keys": (ssh, "make_keys"),
         "stored": (context.registry, "move"),
     }[point]
@@ -119,7 +140,7 @@ async def test_a_remove_that_was_killed_is_completed(
         async with asyncio.timeout(5):
             await crash.reached.wait()
         after = Paths(directory / "after", machines.context.paths.cache)
-        shutil.copytree(machines.context.paths.home, after.home)
+        copy_state(machines.context.paths.home, after.home)
         # A removal goes on though it is cancelled; only the end of the process ends it.
         for pending in asyncio.all_tasks():
             if pending is not asyncio.current_task() and "_remove" in repr(pending.get_coro()):
@@ -237,7 +258,7 @@ async def test_a_start_that_was_killed_is_finished_or_undone(
     async with asyncio.timeout(5):
         await crash.reached.wait()
     after = Paths(directory / "after", machines.context.paths.cache)
-    shutil.copytree(machines.context.paths.home, after.home)
+    copy_state(machines.context.paths.home, after.home)
     world.agent_ready = ready
     (pid,) = world.pids
     async with AsyncExitStack() as stack:

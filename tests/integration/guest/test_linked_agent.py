@@ -9,11 +9,20 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
+from arcbox_agent import VERSION
+from arcbox_agent.agent_service import AgentService
+from arcbox_agent.calls import methods
+from arcbox_agent.cgroup import Cgroups
+from arcbox_agent.clone import Clone
+from arcbox_agent.guest_service import GuestService
+from arcbox_agent.kernel import NoKernel
+from arcbox_agent.link import Targets
+from arcbox_agent.ports import NothingListensError
 from arcboxd.domain.guest import (
     ExecData,
     ExecExit,
@@ -25,95 +34,114 @@ from arcboxd.domain.guest import (
     StdinData,
     StdinEnd,
 )
-from arcboxd.errors import AgentUnreachableError, InvalidArgumentError, LinkError, TooLateError
+from arcboxd.errors import (
+    AgentUnreachableError,
+    InvalidArgumentError,
+    TooLateError,
+)
 from arcboxd.guest import agent as agent_module
 from arcboxd.guest.agent import LinkedAgent
-from arcboxd.link.mux import Handler
-from arcboxd.link.peer import Peer, Stream, proxy
+from arcboxd.link.peer import Peer
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc, common_pb2
 
-IDENTITY = Identity("ab" * 16, "dev", "me", 1000, ("key",), (), 1 << 30)
+if TYPE_CHECKING:
+    from arcbox_agent.calls import MessageStream
+
+AGENT = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
+OURS = guest_pb2.DESCRIPTOR.services_by_name["GuestService"]
+IDENTITY = Identity("ab" * 16, "dev", "", "me", 1000, ("key",), (), 1 << 30)
+
+
+class Agent(AgentService):
+    """An agent's published service, with one answer that is too long."""
+
+    async def GetSystemInfo(  # noqa: N802
+        self, _request: common_pb2.Empty
+    ) -> agent_pb2.SystemInfo:
+        return agent_pb2.SystemInfo(hostname="h" * 1000)
+
+
+class Ours(GuestService):
+    """An agent's own service, that does as the test says."""
+
+    def __init__(self, guest: Guest, kernel: NoKernel, clone: Clone) -> None:
+        super().__init__(kernel, Cgroups(""), clone, "")
+        self._guest = guest
+
+    async def Configure(  # noqa: N802
+        self, request: guest_pb2.ConfigureRequest
+    ) -> guest_pb2.ConfigureResponse:
+        if self._guest.refusals:
+            self._guest.refusals -= 1
+            raise RuntimeError("not yet")
+        self._guest.configured.append(request)
+        return guest_pb2.ConfigureResponse(boot_id="b")
+
+    async def WaitForPort(  # noqa: N802
+        self, request: guest_pb2.WaitForPortRequest
+    ) -> guest_pb2.WaitForPortResponse:
+        if request.port == 24:
+            await asyncio.sleep(3600)
+        if request.port != 22:
+            raise NothingListensError("nothing listens")
+        return guest_pb2.WaitForPortResponse()
+
+    async def Exec(  # noqa: N802
+        self, stream: MessageStream[guest_pb2.ExecInput, guest_pb2.ExecOutput]
+    ) -> None:
+        first = await stream.recv_message()
+        assert first is not None
+        if first.start.argv[0] == "bad":
+            raise InvalidArgumentError("no such user", hint="choose another")
+        if first.start.argv[0] == "silent":
+            return
+        try:
+            while (item := await stream.recv_message()) is not None:
+                if item.HasField("stdin"):
+                    await stream.send_message(guest_pb2.ExecOutput(stdout=item.stdin))
+            if first.start.argv[0] == "sleep":
+                await stream.send_message(guest_pb2.ExecOutput(stdout=b"begun"))
+                await asyncio.sleep(3600)
+            await stream.send_message(guest_pb2.ExecOutput(exit=guest_pb2.ExecExit(code=3)))
+        except asyncio.CancelledError:
+            self._guest.killed += 1
+            raise
 
 
 class Guest:
-    """A guest's end: the port's socket, the link, and a gRPC server behind it."""
-
-    knows_ping = False
+    """A guest's end: the port's socket, the link, and an agent's targets behind it."""
 
     def __init__(self, directory: Path) -> None:
         self.link_socket = directory / "link.sock"
-        self._grpc_socket = directory / "grpc.sock"
         self.configured: list[guest_pb2.ConfigureRequest] = []
         self.refusals = 0
         self.killed = 0
         self.peers: list[Peer] = []
-        self._server = grpc.aio.server()
-        self._listener: asyncio.Server | None = None
-
-    async def start(self) -> None:
-        add = grpc.method_handlers_generic_handler
-        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Ping": unary(
-                self.ping,
-                agent_pb2.AgentPingRequest.FromString,
-                agent_pb2.AgentPingResponse.SerializeToString,
+        kernel = NoKernel()
+        clone = Clone(kernel, Cgroups(""), str(directory))
+        self._targets = Targets(
+            methods(
+                (
+                    (Agent(kernel, clone, ""), AGENT),
+                    (Ours(self, kernel, clone), OURS),
+                )
             ),
-            "GetSystemInfo": unary(
-                self.info, common_pb2.Empty.FromString, agent_pb2.SystemInfo.SerializeToString
-            ),
-        }
-        ours: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Configure": unary(
-                self.configure,
-                guest_pb2.ConfigureRequest.FromString,
-                guest_pb2.ConfigureResponse.SerializeToString,
-            ),
-            "WaitForPort": unary(
-                self.wait_for_port,
-                guest_pb2.WaitForPortRequest.FromString,
-                guest_pb2.WaitForPortResponse.SerializeToString,
-            ),
-            "Exec": stream(
-                self.exec, guest_pb2.ExecInput.FromString, guest_pb2.ExecOutput.SerializeToString
-            ),
-        }
-        self._server.add_generic_rpc_handlers(
-            (add("arcbox.v1.AgentService", handlers), add("arcbox.ext.v1.GuestService", ours))
+            kernel,
         )
-        self._server.add_insecure_port(f"unix:{self._grpc_socket}")
-        await self._server.start()
-        await self.listen()
+        self._listener: asyncio.Server | None = None
 
     async def listen(self) -> None:
         def port() -> asyncio.Protocol:
-            self.peers.append(Peer(role="guest", hello=b"test", accept=self.accept))
+            self.peers.append(Peer(role="guest", hello=b"test", accept=self._targets.accept))
             return self.peers[-1].protocol
 
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_unix_server(port, str(self.link_socket))
 
-    def accept(self, target: str) -> Handler:
-        async def handle(stream: Stream) -> None:
-            reader, writer = await asyncio.open_unix_connection(str(self._grpc_socket))
-            stream.accept()
-            await proxy(stream, reader, writer)
-
-        async def pong(stream: Stream) -> None:
-            await stream.write(b"by the link")
-
-        if target == "ping" and self.knows_ping:
-            return pong
-        if target != "grpc":
-            raise LinkError(f"no target {target!r}")
-        return handle
-
     async def reboot(self) -> None:
         """Lose the connection, and be there again."""
-        assert self._listener is not None
-        self._listener.close()
-        self.peers[-1].close()
+        await self.stop()
         self.link_socket.unlink(missing_ok=True)
         await self.listen()
 
@@ -122,53 +150,6 @@ class Guest:
         self._listener.close()
         for peer in self.peers:
             peer.close()
-        await self._server.stop(None)
-
-    async def ping(self, request: agent_pb2.AgentPingRequest, context: object) -> object:
-        return agent_pb2.AgentPingResponse(message=request.message, version="test")
-
-    async def info(self, request: object, context: object) -> object:
-        return agent_pb2.SystemInfo(hostname="h" * 1000)
-
-    async def configure(
-        self,
-        request: guest_pb2.ConfigureRequest,
-        context: grpc.aio.ServicerContext[object, object],
-    ) -> object:
-        if self.refusals:
-            self.refusals -= 1
-            await context.abort(grpc.StatusCode.INTERNAL, "not yet")
-        self.configured.append(request)
-        return guest_pb2.ConfigureResponse(boot_id="b")
-
-    async def wait_for_port(
-        self,
-        request: guest_pb2.WaitForPortRequest,
-        context: grpc.aio.ServicerContext[object, object],
-    ) -> object:
-        if request.port != 22:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "nothing listens")
-        return guest_pb2.WaitForPortResponse()
-
-    async def exec(
-        self,
-        inputs: AsyncIterator[guest_pb2.ExecInput],
-        context: grpc.aio.ServicerContext[object, object],
-    ) -> AsyncIterator[guest_pb2.ExecOutput]:
-        start = (await anext(inputs)).start
-        if start.argv[0] == "bad":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such user")
-        try:
-            async for item in inputs:
-                if item.HasField("stdin"):
-                    yield guest_pb2.ExecOutput(stdout=item.stdin)
-            if start.argv[0] == "sleep":
-                yield guest_pb2.ExecOutput(stdout=b"begun")
-                await asyncio.sleep(3600)
-            yield guest_pb2.ExecOutput(exit=guest_pb2.ExecExit(code=3))
-        except asyncio.CancelledError:
-            self.killed += 1
-            raise
 
 
 @pytest.fixture
@@ -181,7 +162,7 @@ def directory() -> Iterator[Path]:
 @pytest.fixture
 async def guest(directory: Path) -> AsyncIterator[Guest]:
     guest = Guest(directory)
-    await guest.start()
+    await guest.listen()
     yield guest
     await guest.stop()
 
@@ -239,8 +220,9 @@ async def test_exec(agent: LinkedAgent, guest: Guest) -> None:
     data = b"".join(o.data for o in outputs if isinstance(o, ExecData))
     assert data == b"x" * 200_000
     assert outputs[-1] == ExecExit(3)
-    with pytest.raises(InvalidArgumentError, match="no such user"):
+    with pytest.raises(InvalidArgumentError, match="no such user") as caught:
         await anext(agent.exec(ExecSpec(("bad",)), nothing()))
+    assert caught.value.hint == "choose another"
     sleeping = agent.exec(ExecSpec(("sleep",)), nothing())
     assert await anext(sleeping) == ExecData("stdout", b"begun")
     await sleeping.aclose()
@@ -279,10 +261,43 @@ async def test_a_guest_that_is_not_there(directory: Path, monkeypatch: pytest.Mo
     await agent.close()
 
 
-async def test_a_ping_goes_over_the_link_where_the_agent_knows_it(
-    agent: LinkedAgent, guest: Guest
+async def test_a_ping_tells_the_version(agent: LinkedAgent) -> None:
+    await agent.wait_ready(5)
+    assert await agent.ping("y") == Pong("y", VERSION)
+
+
+async def test_a_call_that_takes_too_long_is_cancelled(
+    agent: LinkedAgent, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await agent.wait_ready(5)
-    assert (await agent.ping("x")).version == "test"
-    guest.knows_ping = True
-    assert await agent.ping("y") == Pong("y", "by the link")
+    monkeypatch.setattr(agent, "_call_s", 0.2)
+    with pytest.raises(AgentUnreachableError, match=r"did not answer in 0\.2"):
+        await agent.wait_for_port(24, 0.0)
+    # The guest's end of it is gone too.
+    async with asyncio.timeout(5):
+        while guest.peers[-1].stream_count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_an_exec_without_an_end_is_an_error(agent: LinkedAgent) -> None:
+    await agent.wait_ready(5)
+    outputs = [o async for o in agent.exec(ExecSpec(("silent",)), nothing())]
+    assert outputs == []
+
+
+async def test_input_that_fails_ends_the_process(agent: LinkedAgent, guest: Guest) -> None:
+    await agent.wait_ready(5)
+
+    echoed = asyncio.Event()
+
+    async def broken() -> AsyncIterator[ExecInput]:
+        yield StdinData(b"x")
+        await echoed.wait()
+        raise InvalidArgumentError("the client said nonsense")
+
+    with pytest.raises(InvalidArgumentError, match="nonsense"):  # noqa: PT012
+        async for _ in agent.exec(ExecSpec(("cat",)), broken()):
+            echoed.set()
+    async with asyncio.timeout(5):
+        while not guest.killed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

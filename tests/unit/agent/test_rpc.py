@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from grpclib.const import Cardinality
 
 from arcbox_agent.agent_service import AgentService
+from arcbox_agent.calls import methods
 from arcbox_agent.cgroup import Cgroups
+from arcbox_agent.clone import Clone
 from arcbox_agent.guest_service import GuestService
 from arcbox_agent.kernel import NoKernel
-from arcbox_agent.rpc import mapping
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 
@@ -23,23 +23,29 @@ GUEST = guest_pb2.DESCRIPTOR.services_by_name["GuestService"]
 
 
 def test_every_method_of_the_services_is_served() -> None:
-    handlers = mapping(AgentService(NoKernel(), ""), AGENT)
-    handlers |= mapping(GuestService(NoKernel(), Cgroups(""), ""), GUEST)
-    assert set(handlers) == {
+    kernel, cgroups = NoKernel(), Cgroups("")
+    clone = Clone(kernel, cgroups, "")
+    served = methods(
+        (
+            (AgentService(kernel, clone, ""), AGENT),
+            (GuestService(kernel, cgroups, clone, ""), GUEST),
+        )
+    )
+    assert set(served) == {
         f"/{service.full_name}/{method.name}"
         for service in (AGENT, GUEST)
         for method in service.methods
     }
-    ping = handlers["/arcbox.v1.AgentService/Ping"]
-    assert ping.cardinality is Cardinality.UNARY_UNARY
-    assert ping.request_type is agent_pb2.AgentPingRequest
-    assert ping.reply_type is agent_pb2.AgentPingResponse
-    assert handlers["/arcbox.ext.v1.GuestService/Exec"].cardinality is Cardinality.STREAM_STREAM
+    ping = served["/arcbox.v1.AgentService/Ping"]
+    assert not ping.streaming
+    assert ping.request is agent_pb2.AgentPingRequest
+    assert ping.response is agent_pb2.AgentPingResponse
+    assert served["/arcbox.ext.v1.GuestService/Exec"].streaming
 
 
 def test_a_missing_method_is_noticed_at_start() -> None:
     with pytest.raises(TypeError, match="Ping"):
-        mapping(object(), AGENT)
+        methods([(object(), AGENT)])
 
 
 def test_start_up_imports_nothing_that_can_wait() -> None:
@@ -63,7 +69,8 @@ def test_start_up_imports_nothing_that_can_wait() -> None:
         "ctypes",
         "google.rpc",
         "grpc",
-        "grpclib.client",
+        "grpclib",
+        "h2",
         "pwd",
     }
     assert unwanted.isdisjoint(loaded)

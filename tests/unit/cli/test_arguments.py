@@ -84,6 +84,21 @@ def test_ssh_from_the_daemons_command_or_the_fields() -> None:
         (["create", "x", "--memory", "lots"], 2),
         (["exec", "x"], 2),
         (["exec", "-e", "", "x", "true"], 2),
+        (["suspend"], 2),
+        (["clone", "x"], 2),
+        (["snapshot"], 2),
+        (["snapshot", "restore", "x"], 2),
+        (["machine", "snapshot", "rm", "x"], 2),
+        (["image", "prepare", "--cpus", "-1"], 2),
+        (["image", "prepare", "--disk", "lots"], 2),
+        (["template", "rm"], 2),
+        (["template", "rm", "0123", "web"], 2),
+        (["template", "rm", ""], 2),
+        (["template", "rm", "0123ABCD"], 2),
+        (["top", "--interval", "soon"], 2),
+        (["top", "--interval", "0"], 2),
+        (["top", "--interval", "nan"], 2),
+        (["top", "--interval", "inf"], 2),
     ],
 )
 def test_statuses_without_a_daemon(
@@ -104,5 +119,5 @@ def test_every_machine_verb_has_its_full_name_too(capsys: pytest.CaptureFixture[
         for line in capsys.readouterr().out.partition("Commands:")[2].splitlines()
         if line.startswith("  ") and line[2] != " "
     ]
-    assert len(verbs) == 11
+    assert len(verbs) == 16
     assert all(f"\n  {verb}" in short for verb in verbs)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from arcboxd.cli import output
+from arcboxd.domain.machine import MachineState
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -52,6 +53,8 @@ def test_json_has_the_fields_names(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     output.print_json([])
     assert capsys.readouterr().out == "[]\n"
+    output.print_json({"a": [1, None]}, one_line=True)
+    assert capsys.readouterr().out == '{"a": [1, null]}\n'
 
 
 def test_what_json_cannot_say_is_a_bug_that_shows() -> None:
@@ -64,6 +67,10 @@ def test_columns_are_aligned_without_trailing_space(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == (
         "NAME          STATE\na-long-name   running\nb             stopped\n"
     )
+
+
+def test_every_state_but_stopped_has_a_colour() -> None:
+    assert set(MachineState) - set(output._COLOURS) == {"stopped"}
 
 
 def test_fields_without_a_value_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:

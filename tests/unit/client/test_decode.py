@@ -22,6 +22,13 @@ def test_events_of_kinds_we_do_not_know_are_none() -> None:
     assert event == views.ProgressEvent("x", "s", 1, 2, finished=True)
 
 
+def test_a_guest_that_does_not_say_what_it_uses_uses_no_known_amount() -> None:
+    machines = [host_pb2.MachineUsage(id="a", guest_used_bytes=5), host_pb2.MachineUsage(id="b")]
+    usage = decode.usage(host_pb2.GetUsageResponse(machines=machines, host_memory_bytes=7))
+    assert [m.guest_used_bytes for m in usage.machines] == [5, None]
+    assert usage.host_memory_bytes == 7
+
+
 def test_exec_inputs_begin_with_the_start_and_pull_one_at_a_time() -> None:
     taken = []
 

@@ -97,7 +97,14 @@ def test_what_a_guest_says_is_bounded() -> None:
 
 def test_identity() -> None:
     identity = Identity(
-        "ab" * 16, "dev", "me", 1000, ("k1", "k2"), (SshHostKey("ed25519", "p", "q"),), 7
+        "ab" * 16,
+        "dev",
+        "52:54:00:00:00:01",
+        "me",
+        1000,
+        ("k1", "k2"),
+        (SshHostKey("ed25519", "p", "q"),),
+        7,
     )
     request = convert.configure_request(identity, clock_unix_ns=5, entropy=b"e" * 64)
     assert request.network.address == "10.0.2.15/24"

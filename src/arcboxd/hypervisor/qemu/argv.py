@@ -15,6 +15,9 @@ from arcboxd.hypervisor.base import Accelerator, VmConfig
 
 LINK_PORT_NAME = "arcbox.agent.0"
 NETDEV = "net0"
+ROOT_NODE = "root"
+BOARD = "q35"
+"""QEMU's name for the newest version of the board that it has."""
 PROGRAMS: Mapping[str, str] = {
     "x86_64": "qemu-system-x86_64",
     "aarch64": "qemu-system-aarch64",
@@ -63,13 +66,14 @@ def build_argv(
         incoming: Wait, paused, for a saved state.
     """
     mib = config.memory_bytes >> 20
+    board = config.machine_type or BOARD
     cpu = "host" if accelerator.name == "kvm" else "max"
     accel = "kvm" if accelerator.name == "kvm" else "tcg,thread=multi"
     argv = [
         program(config.arch),
         "-name", f"guest=arcbox-{config.name},process=arcbox-{config.name}",
         "-uuid", config.uuid,
-        "-machine", "q35,memory-backend=ram,sata=off,smbus=off,vmport=off",
+        "-machine", f"{board},memory-backend=ram,sata=off,smbus=off,vmport=off",
         "-accel", accel,
         "-cpu", cpu,
         "-smp", f"cpus={config.cpus}",
@@ -102,7 +106,7 @@ def build_argv(
         argv += ["-S", "-incoming", "defer"]
     for slot, (name, path, fmt, read_only) in enumerate(
         (
-            ("root", config.paths.disk, "qcow2", False),
+            (ROOT_NODE, config.paths.disk, "qcow2", False),
             ("modules", config.assets.modules_disk, "raw", True),
             ("agent", config.assets.agent_disk, "raw", True),
         ),
@@ -119,7 +123,8 @@ def build_argv(
     argv += _device("virtio-net-pci", slot=6, netdev=NETDEV, mac=config.mac, romfile="")
     argv += _json("-object", **{"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"})
     argv += _device("virtio-rng-pci", slot=7, rng="rng0")
-    argv += _device("virtio-balloon-pci", slot=8, **{"free-page-reporting": True})
+    if config.balloon:
+        argv += _device("virtio-balloon-pci", slot=8, **{"free-page-reporting": True})
     argv += ["-device", "vmgenid,guid=auto"]
     return argv
 

@@ -6,12 +6,14 @@ import asyncio
 import os
 import socket
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.errors import HypervisorError
 from arcboxd.hypervisor.base import Accelerator, SavedState, VmConfig
 from arcboxd.hypervisor.qemu.argv import build_argv, program
+from arcboxd.hypervisor.qemu.fingerprint import Program, fingerprint, newest_board
 from arcboxd.hypervisor.qemu.migration import load_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.hypervisor.qemu.vm import QemuVm
@@ -19,6 +21,7 @@ from arcboxd.process import ProcessHandle, spawn_detached, tool
 
 _LOG_TAIL_BYTES = 2000
 _LOAD_TIMEOUT_S = 120.0
+_BACKGROUND_NICE = 15
 
 
 class QemuHypervisor:
@@ -27,11 +30,23 @@ class QemuHypervisor:
     def __init__(self, accelerator: Accelerator) -> None:
         """Use one accelerator for every machine of the host's architecture."""
         self._accelerator = accelerator
+        self._boards: dict[Program, str] = {}
 
     @property
     def accelerator(self) -> Accelerator:
         """Tell how guest code is run."""
         return self._accelerator
+
+    async def fingerprint(self, config: VmConfig) -> str:
+        """Digest all that a saved state depends on, this build of QEMU and the processor included.
+
+        Raises:
+            HypervisorError: QEMU does not say which boards it has.
+            MissingToolError: QEMU is not installed.
+        """
+        qemu = _program(config)
+        config = replace(config, machine_type=await self._board(config, qemu))
+        return fingerprint(config, self._accelerator, qemu, Path("/proc/cpuinfo"))
 
     async def launch(self, config: VmConfig, state: SavedState | None = None) -> QemuVm:
         """Start QEMU, detached, and connect to its monitor.
@@ -42,7 +57,8 @@ class QemuHypervisor:
             NoRoomError: A forward's port is taken.
         """
         paths = config.paths
-        qemu = tool(program(config.arch), package="qemu-system-x86")
+        qemu = _program(config)
+        config = replace(config, machine_type=await self._board(config, qemu))
         async with AsyncExitStack() as undo:
             with ExitStack() as sockets:
                 # We bind and QEMU inherits: a connection made now waits in the backlog until QEMU
@@ -58,9 +74,12 @@ class QemuHypervisor:
                     link_fd=link.fileno(),
                     incoming=state is not None,
                 )
-                process = spawn_detached(
-                    [qemu, *argv[1:]], log=paths.qemu_log, keep_fds=(qmp.fileno(), link.fileno())
-                )
+                argv[0] = qemu.path
+                fds = (qmp.fileno(), link.fileno())
+                process = spawn_detached(argv, log=paths.qemu_log, keep_fds=fds)
+                if config.background:
+                    # Of the one thread that it has so far, from which all others inherit it.
+                    os.setpriority(os.PRIO_PROCESS, process.identity.pid, _BACKGROUND_NICE)
             monitor = Monitor(config.name, paths.qmp_socket)
             vm = QemuVm(process, monitor, paths)
             undo.push_async_callback(vm.kill)
@@ -94,6 +113,13 @@ class QemuHypervisor:
             raise
         return QemuVm(handle, monitor, config.paths)
 
+    async def _board(self, config: VmConfig, qemu: Program) -> str:
+        if config.machine_type:
+            return config.machine_type
+        if (board := self._boards.get(qemu)) is None:
+            board = self._boards[qemu] = await newest_board(qemu)
+        return board
+
     async def _first_answer(
         self, config: VmConfig, process: ProcessHandle, monitor: Monitor
     ) -> None:
@@ -110,6 +136,10 @@ class QemuHypervisor:
             for task in (connect, exit_):
                 task.cancel()
             await asyncio.gather(connect, exit_, return_exceptions=True)
+
+
+def _program(config: VmConfig) -> Program:
+    return Program.at(tool(program(config.arch), package="qemu-system-x86"))
 
 
 def _listen(path: Path) -> socket.socket:

@@ -34,14 +34,20 @@ class Monitor:
         async with self._lock:
             await self._connected()
 
-    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+    async def execute(
+        self,
+        command: str,
+        arguments: dict[str, object] | None = None,
+        *,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+    ) -> object:
         """Run a QMP command.
 
         Raises:
-            HypervisorError: QEMU refused it, or did not answer in `COMMAND_TIMEOUT_S` seconds.
+            HypervisorError: QEMU refused it, or did not answer in ``timeout_s`` seconds.
         """
         async with self._lock:
-            return await self._execute(command, arguments)
+            return await self._execute(command, arguments, timeout_s)
 
     async def send_fd(self, name: str, fd: int) -> None:
         """Give QEMU a copy of a descriptor, for a later command to name. Source: QMP ``getfd``.
@@ -61,15 +67,24 @@ class Monitor:
         """
         return str(await self.execute("human-monitor-command", {"command-line": line}))
 
+    def moved(self, socket: Path) -> None:
+        """Note that the socket has another name now; a connection that stands goes on."""
+        self._socket = socket
+
     async def close(self) -> None:
         """Drop the connection. Idempotent."""
         async with self._lock:
             await self._drop()
 
-    async def _execute(self, command: str, arguments: dict[str, object] | None) -> object:
+    async def _execute(
+        self,
+        command: str,
+        arguments: dict[str, object] | None,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+    ) -> object:
         client = await self._connected()
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await client.execute(command, arguments)
         except ExecuteError as error:
             raise HypervisorError(

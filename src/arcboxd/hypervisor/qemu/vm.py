@@ -6,12 +6,15 @@ import signal
 from pathlib import Path
 
 from arcboxd.domain.machine import ProcessIdentity
-from arcboxd.hypervisor.base import Forward, SavedState
-from arcboxd.hypervisor.qemu import forwards
-from arcboxd.hypervisor.qemu.migration import save_state
+from arcboxd.hypervisor.base import Forward, Hardware, SavedState
+from arcboxd.hypervisor.qemu import forwards, nodes
+from arcboxd.hypervisor.qemu.argv import ROOT_NODE
+from arcboxd.hypervisor.qemu.migration import give_up, save_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.paths import MachinePaths
 from arcboxd.process import ProcessHandle
+
+_FILES = ("template_disk", "disk", "console_log", "qemu_log", "link_socket", "qmp_socket")
 
 
 class QemuVm:
@@ -27,11 +30,6 @@ class QemuVm:
     def process(self) -> ProcessIdentity:
         """Identify the process."""
         return self._process.identity
-
-    @property
-    def link_socket(self) -> Path:
-        """Name the host's end of the link."""
-        return self._paths.link_socket
 
     async def wait_exit(self) -> None:
         """Return once the process is gone."""
@@ -50,13 +48,45 @@ class QemuVm:
         await self._monitor.execute("stop")
 
     async def resume(self) -> None:
-        """Let the virtual processors go on. Source: QMP ``cont``."""
+        """Let the virtual processors go on.
+
+        After a save, ``cont`` takes the disks back, which QEMU had given up for another to take.
+        Source: QMP ``cont``; qemu/monitor/qmp-cmds.c, qmp_cont.
+        """
+        await give_up(self._monitor)
         await self._monitor.execute("cont")
+
+    async def hardware(self) -> Hardware:
+        """Tell what it was launched with."""
+        return await nodes.hardware(self._monitor)
 
     async def save(self, path: Path, *, memory_in_file: bool, timeout_s: float) -> SavedState:
         """Write the state of the paused machine to a file."""
+        board = await nodes.machine_type(self._monitor)
         await save_state(self._monitor, path, shared_ram_stays=memory_in_file, timeout_s=timeout_s)
-        return SavedState(path, memory_in_file)
+        return SavedState(path, memory_in_file, board)
+
+    async def snapshot_disks(self, tag: str) -> None:
+        """Take a snapshot of all its disks."""
+        await nodes.snapshot_disks(self._monitor, tag)
+
+    async def drop_disk_snapshots(self, tag: str) -> None:
+        """Remove a snapshot from its disks."""
+        await nodes.drop_disk_snapshots(self._monitor, tag)
+
+    async def resize_disk(self, size_bytes: int) -> None:
+        """Grow the root disk. Source: QMP ``block_resize``."""
+        await self._monitor.execute("block_resize", {"node-name": ROOT_NODE, "size": size_bytes})
+
+    def rehome(self, paths: MachinePaths) -> None:
+        """Move its files; QEMU has them open, and does not look for them by name.
+
+        The monitor's socket comes last: until it is there, the process is found where it was.
+        """
+        was, self._paths = self._paths, paths
+        for name in _FILES:
+            getattr(was, name).rename(getattr(paths, name))
+        self._monitor.moved(paths.qmp_socket)
 
     async def kill(self) -> None:
         """SIGKILL, wait until the process is gone, and take its sockets away."""

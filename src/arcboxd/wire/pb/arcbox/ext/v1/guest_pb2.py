@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61rcbox/ext/v1/guest.proto\x12\rarcbox.ext.v1\"\xf5\x01\n\x10\x43onfigureRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x18\n\x10\x63lock_unix_nanos\x18\x03 \x01(\x03\x12\x0f\n\x07\x65ntropy\x18\x04 \x01(\x0c\x12!\n\x04user\x18\x05 \x01(\x0b\x32\x13.arcbox.ext.v1.User\x12\x30\n\rssh_host_keys\x18\x06 \x03(\x0b\x32\x19.arcbox.ext.v1.SshHostKey\x12\x12\n\ndisk_bytes\x18\x07 \x01(\x04\x12\'\n\x07network\x18\x08 \x01(\x0b\x32\x16.arcbox.ext.v1.Network\":\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12\x17\n\x0f\x61uthorized_keys\x18\x03 \x03(\t\"C\n\nSshHostKey\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0bprivate_key\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\t\"@\n\x07Network\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\x12\x13\n\x0b\x64ns_servers\x18\x03 \x03(\t\"6\n\x11\x43onfigureResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\"\xd3\x01\n\tExecStart\x12\x0c\n\x04\x61rgv\x18\x01 \x03(\t\x12\x13\n\x0bworking_dir\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\x12.\n\x03\x65nv\x18\x04 \x03(\x0b\x32!.arcbox.ext.v1.ExecStart.EnvEntry\x12\x0b\n\x03tty\x18\x05 \x01(\x08\x12\x0c\n\x04rows\x18\x06 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x07 \x01(\r\x12\r\n\x05stdin\x18\x08 \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbd\x01\n\tExecInput\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.arcbox.ext.v1.ExecStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x30\n\x0b\x63lose_stdin\x18\x03 \x01(\x0b\x32\x19.arcbox.ext.v1.CloseStdinH\x00\x12\'\n\x06resize\x18\x04 \x01(\x0b\x32\x15.arcbox.ext.v1.ResizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x42\x07\n\x05input\"\x0c\n\nCloseStdin\"\'\n\x06Resize\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"c\n\nExecOutput\x12\x10\n\x06stdout\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x02 \x01(\x0cH\x00\x12\'\n\x04\x65xit\x18\x03 \x01(\x0b\x32\x17.arcbox.ext.v1.ExecExitH\x00\x42\x08\n\x06output\"(\n\x08\x45xecExit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x12WaitForPortRequest\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x16\n\x0etimeout_millis\x18\x02 \x01(\r\"\x15\n\x13WaitForPortResponse2\xf5\x01\n\x0cGuestService\x12N\n\tConfigure\x12\x1f.arcbox.ext.v1.ConfigureRequest\x1a .arcbox.ext.v1.ConfigureResponse\x12?\n\x04\x45xec\x12\x18.arcbox.ext.v1.ExecInput\x1a\x19.arcbox.ext.v1.ExecOutput(\x01\x30\x01\x12T\n\x0bWaitForPort\x12!.arcbox.ext.v1.WaitForPortRequest\x1a\".arcbox.ext.v1.WaitForPortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61rcbox/ext/v1/guest.proto\x12\rarcbox.ext.v1\"\xf5\x01\n\x10\x43onfigureRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x18\n\x10\x63lock_unix_nanos\x18\x03 \x01(\x03\x12\x0f\n\x07\x65ntropy\x18\x04 \x01(\x0c\x12!\n\x04user\x18\x05 \x01(\x0b\x32\x13.arcbox.ext.v1.User\x12\x30\n\rssh_host_keys\x18\x06 \x03(\x0b\x32\x19.arcbox.ext.v1.SshHostKey\x12\x12\n\ndisk_bytes\x18\x07 \x01(\x04\x12\'\n\x07network\x18\x08 \x01(\x0b\x32\x16.arcbox.ext.v1.Network\":\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12\x17\n\x0f\x61uthorized_keys\x18\x03 \x03(\t\"C\n\nSshHostKey\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0bprivate_key\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\t\"M\n\x07Network\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\x12\x13\n\x0b\x64ns_servers\x18\x03 \x03(\t\x12\x0b\n\x03mac\x18\x04 \x01(\t\"6\n\x11\x43onfigureResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x10\n\x08warnings\x18\x02 \x03(\t\"\xd3\x01\n\tExecStart\x12\x0c\n\x04\x61rgv\x18\x01 \x03(\t\x12\x13\n\x0bworking_dir\x18\x02 \x01(\t\x12\x0c\n\x04user\x18\x03 \x01(\t\x12.\n\x03\x65nv\x18\x04 \x03(\x0b\x32!.arcbox.ext.v1.ExecStart.EnvEntry\x12\x0b\n\x03tty\x18\x05 \x01(\x08\x12\x0c\n\x04rows\x18\x06 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x07 \x01(\r\x12\r\n\x05stdin\x18\x08 \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbd\x01\n\tExecInput\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.arcbox.ext.v1.ExecStartH\x00\x12\x0f\n\x05stdin\x18\x02 \x01(\x0cH\x00\x12\x30\n\x0b\x63lose_stdin\x18\x03 \x01(\x0b\x32\x19.arcbox.ext.v1.CloseStdinH\x00\x12\'\n\x06resize\x18\x04 \x01(\x0b\x32\x15.arcbox.ext.v1.ResizeH\x00\x12\x10\n\x06signal\x18\x05 \x01(\rH\x00\x42\x07\n\x05input\"\x0c\n\nCloseStdin\"\'\n\x06Resize\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"c\n\nExecOutput\x12\x10\n\x06stdout\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x02 \x01(\x0cH\x00\x12\'\n\x04\x65xit\x18\x03 \x01(\x0b\x32\x17.arcbox.ext.v1.ExecExitH\x00\x42\x08\n\x06output\"(\n\x08\x45xecExit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\":\n\x12WaitForPortRequest\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x16\n\x0etimeout_millis\x18\x02 \x01(\r\"\x15\n\x13WaitForPortResponse\"\'\n\rSettleRequest\x12\x16\n\x0etimeout_millis\x18\x01 \x01(\r\"\"\n\x0eSettleResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t2\xbc\x02\n\x0cGuestService\x12N\n\tConfigure\x12\x1f.arcbox.ext.v1.ConfigureRequest\x1a .arcbox.ext.v1.ConfigureResponse\x12?\n\x04\x45xec\x12\x18.arcbox.ext.v1.ExecInput\x1a\x19.arcbox.ext.v1.ExecOutput(\x01\x30\x01\x12\x45\n\x06Settle\x12\x1c.arcbox.ext.v1.SettleRequest\x1a\x1d.arcbox.ext.v1.SettleResponse\x12T\n\x0bWaitForPort\x12!.arcbox.ext.v1.WaitForPortRequest\x1a\".arcbox.ext.v1.WaitForPortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,27 +40,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SSHHOSTKEY']._serialized_start=352
   _globals['_SSHHOSTKEY']._serialized_end=419
   _globals['_NETWORK']._serialized_start=421
-  _globals['_NETWORK']._serialized_end=485
-  _globals['_CONFIGURERESPONSE']._serialized_start=487
-  _globals['_CONFIGURERESPONSE']._serialized_end=541
-  _globals['_EXECSTART']._serialized_start=544
-  _globals['_EXECSTART']._serialized_end=755
-  _globals['_EXECSTART_ENVENTRY']._serialized_start=713
-  _globals['_EXECSTART_ENVENTRY']._serialized_end=755
-  _globals['_EXECINPUT']._serialized_start=758
-  _globals['_EXECINPUT']._serialized_end=947
-  _globals['_CLOSESTDIN']._serialized_start=949
-  _globals['_CLOSESTDIN']._serialized_end=961
-  _globals['_RESIZE']._serialized_start=963
-  _globals['_RESIZE']._serialized_end=1002
-  _globals['_EXECOUTPUT']._serialized_start=1004
-  _globals['_EXECOUTPUT']._serialized_end=1103
-  _globals['_EXECEXIT']._serialized_start=1105
-  _globals['_EXECEXIT']._serialized_end=1145
-  _globals['_WAITFORPORTREQUEST']._serialized_start=1147
-  _globals['_WAITFORPORTREQUEST']._serialized_end=1205
-  _globals['_WAITFORPORTRESPONSE']._serialized_start=1207
-  _globals['_WAITFORPORTRESPONSE']._serialized_end=1228
-  _globals['_GUESTSERVICE']._serialized_start=1231
-  _globals['_GUESTSERVICE']._serialized_end=1476
+  _globals['_NETWORK']._serialized_end=498
+  _globals['_CONFIGURERESPONSE']._serialized_start=500
+  _globals['_CONFIGURERESPONSE']._serialized_end=554
+  _globals['_EXECSTART']._serialized_start=557
+  _globals['_EXECSTART']._serialized_end=768
+  _globals['_EXECSTART_ENVENTRY']._serialized_start=726
+  _globals['_EXECSTART_ENVENTRY']._serialized_end=768
+  _globals['_EXECINPUT']._serialized_start=771
+  _globals['_EXECINPUT']._serialized_end=960
+  _globals['_CLOSESTDIN']._serialized_start=962
+  _globals['_CLOSESTDIN']._serialized_end=974
+  _globals['_RESIZE']._serialized_start=976
+  _globals['_RESIZE']._serialized_end=1015
+  _globals['_EXECOUTPUT']._serialized_start=1017
+  _globals['_EXECOUTPUT']._serialized_end=1116
+  _globals['_EXECEXIT']._serialized_start=1118
+  _globals['_EXECEXIT']._serialized_end=1158
+  _globals['_WAITFORPORTREQUEST']._serialized_start=1160
+  _globals['_WAITFORPORTREQUEST']._serialized_end=1218
+  _globals['_WAITFORPORTRESPONSE']._serialized_start=1220
+  _globals['_WAITFORPORTRESPONSE']._serialized_end=1241
+  _globals['_SETTLEREQUEST']._serialized_start=1243
+  _globals['_SETTLEREQUEST']._serialized_end=1282
+  _globals['_SETTLERESPONSE']._serialized_start=1284
+  _globals['_SETTLERESPONSE']._serialized_end=1318
+  _globals['_GUESTSERVICE']._serialized_start=1321
+  _globals['_GUESTSERVICE']._serialized_end=1637
 # @@protoc_insertion_point(module_scope)

@@ -34,7 +34,7 @@ class ConfigureRequest(_message.Message):
     """32 hexadecimal digits, for /etc/machine-id; empty: as it is"""
     hostname: _builtins.str
     clock_unix_nanos: _builtins.int
-    """the host's clock; 0: leave the guest's"""
+    """the host's clock, set when off by more than a second; 0: leave it"""
     entropy: _builtins.bytes
     """mixed into the kernel's generator, which is then reseeded"""
     disk_bytes: _builtins.int
@@ -128,9 +128,12 @@ class Network(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     GATEWAY_FIELD_NUMBER: _builtins.int
     DNS_SERVERS_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """CIDR, such as 10.0.2.15/24"""
     gateway: _builtins.str
+    mac: _builtins.str
+    """of the first card; empty: as it is"""
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -139,10 +142,11 @@ class Network(_message.Message):
         address: _builtins.str = ...,
         gateway: _builtins.str = ...,
         dns_servers: _abc.Iterable[_builtins.str] | None = ...,
+        mac: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dns_servers", b"dns_servers", "gateway", b"gateway"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dns_servers", b"dns_servers", "gateway", b"gateway", "mac", b"mac"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,3 +405,45 @@ class WaitForPortResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitForPortResponse: _TypeAlias = WaitForPortResponse  # noqa: Y015
+
+@_typing.final
+class SettleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_MILLIS_FIELD_NUMBER: _builtins.int
+    timeout_millis: _builtins.int
+    """for init to have booted and the system to be at rest"""
+    def __init__(
+        self,
+        *,
+        timeout_millis: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["timeout_millis", b"timeout_millis"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleRequest: _TypeAlias = SettleRequest  # noqa: Y015
+
+@_typing.final
+class SettleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what could not be done and does no harm, a sentence each"""
+
+    def __init__(
+        self,
+        *,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleResponse: _TypeAlias = SettleResponse  # noqa: Y015

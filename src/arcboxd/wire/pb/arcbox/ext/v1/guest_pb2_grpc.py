@@ -44,6 +44,11 @@ class GuestServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.ExecInput.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.ExecOutput.FromString,
                 _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/arcbox.ext.v1.GuestService/Settle',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleResponse.FromString,
+                _registered_method=True)
         self.WaitForPort = channel.unary_unary(
                 '/arcbox.ext.v1.GuestService/WaitForPort',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.SerializeToString,
@@ -70,6 +75,14 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Settle(self, request, context):
+        """Brings the system to rest, and takes from it what no two machines may share, so that it can be
+        frozen and clones of it can go on. The next Configure is taken for a clone's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WaitForPort(self, request, context):
         """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over.
         """
@@ -89,6 +102,11 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.Exec,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.ExecInput.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.ExecOutput.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleResponse.SerializeToString,
             ),
             'WaitForPort': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitForPort,
@@ -150,6 +168,33 @@ class GuestService:
             '/arcbox.ext.v1.GuestService/Exec',
             arcbox_dot_ext_dot_v1_dot_guest__pb2.ExecInput.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_guest__pb2.ExecOutput.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/Settle',
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class GuestServiceStub:
     """Runs one process. The first input is `start`; the last output is `exit`. A cancelled call, or a link
     that breaks, kills the process and every descendant, sessions of their own included.
     """
+    Settle: _grpc.UnaryUnaryMultiCallable[_guest_pb2.SettleRequest, _guest_pb2.SettleResponse]
+    """Brings the system to rest, and takes from it what no two machines may share, so that it can be
+    frozen and clones of it can go on. The next Configure is taken for a clone's.
+    """
     WaitForPort: _grpc.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
 
@@ -52,6 +56,10 @@ class GuestServiceAsyncStub(GuestServiceStub):
     Exec: _aio.StreamStreamMultiCallable[_guest_pb2.ExecInput, _guest_pb2.ExecOutput]  # type: ignore[assignment]
     """Runs one process. The first input is `start`; the last output is `exit`. A cancelled call, or a link
     that breaks, kills the process and every descendant, sessions of their own included.
+    """
+    Settle: _aio.UnaryUnaryMultiCallable[_guest_pb2.SettleRequest, _guest_pb2.SettleResponse]  # type: ignore[assignment]
+    """Brings the system to rest, and takes from it what no two machines may share, so that it can be
+    frozen and clones of it can go on. The next Configure is taken for a clone's.
     """
     WaitForPort: _aio.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]  # type: ignore[assignment]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
@@ -75,6 +83,16 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_guest_pb2.ExecOutput], _abc.AsyncIterator[_guest_pb2.ExecOutput]]:
         """Runs one process. The first input is `start`; the last output is `exit`. A cancelled call, or a link
         that breaks, kills the process and every descendant, sessions of their own included.
+        """
+
+    @_abc_1.abstractmethod
+    def Settle(
+        self,
+        request: _guest_pb2.SettleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.SettleResponse, _abc.Awaitable[_guest_pb2.SettleResponse]]:
+        """Brings the system to rest, and takes from it what no two machines may share, so that it can be
+        frozen and clones of it can go on. The next Configure is taken for a clone's.
         """
 
     @_abc_1.abstractmethod

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2 as arcbox_dot_ext_dot_v1_dot_guest__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61rcbox/ext/v1/host.proto\x12\rarcbox.ext.v1\x1a\x19\x61rcbox/ext/v1/guest.proto\"G\n\x10MachineExecInput\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x05input\x18\x02 \x01(\x0b\x32\x18.arcbox.ext.v1.ExecInput\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\xa1\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nunix_nanos\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0b\x32\x1b.arcbox.ext.v1.StateChangedH\x00\x12+\n\x08progress\x18\x05 \x01(\x0b\x32\x17.arcbox.ext.v1.ProgressH\x00\x42\x06\n\x04what\"-\n\x0cStateChanged\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"G\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\x13\n\x11\x44\x61\x65monInfoRequest\"\xa8\x01\n\nDaemonInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0c\n\x04home\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x05 \x01(\t\x12\x1a\n\x12started_unix_nanos\x18\x06 \x01(\x03\x12\x10\n\x08machines\x18\x07 \x01(\r\x12\x0f\n\x07running\x18\x08 \x01(\r\"!\n\x13InspectExtraRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xbc\x01\n\x0cMachineExtra\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x11\n\tdirectory\x18\x04 \x01(\t\x12\x13\n\x0b\x63onsole_log\x18\x05 \x01(\t\x12\x14\n\x0c\x61gent_socket\x18\x06 \x01(\t\x12\x10\n\x08ssh_port\x18\x07 \x01(\r\x12\x1c\n\x14\x64isk_allocated_bytes\x18\x08 \x01(\x04\x12\x0c\n\x04\x62oot\x18\t \x01(\t\"\x13\n\x11StopDaemonRequest\"\x14\n\x12StopDaemonResponse2\x85\x03\n\x0bHostService\x12\x46\n\x04\x45xec\x12\x1f.arcbox.ext.v1.MachineExecInput\x1a\x19.arcbox.ext.v1.ExecOutput(\x01\x30\x01\x12<\n\x05Watch\x12\x1b.arcbox.ext.v1.WatchRequest\x1a\x14.arcbox.ext.v1.Event0\x01\x12L\n\rGetDaemonInfo\x12 .arcbox.ext.v1.DaemonInfoRequest\x1a\x19.arcbox.ext.v1.DaemonInfo\x12O\n\x0cInspectExtra\x12\".arcbox.ext.v1.InspectExtraRequest\x1a\x1b.arcbox.ext.v1.MachineExtra\x12Q\n\nStopDaemon\x12 .arcbox.ext.v1.StopDaemonRequest\x1a!.arcbox.ext.v1.StopDaemonResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61rcbox/ext/v1/host.proto\x12\rarcbox.ext.v1\x1a\x19\x61rcbox/ext/v1/guest.proto\"G\n\x10MachineExecInput\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x05input\x18\x02 \x01(\x0b\x32\x18.arcbox.ext.v1.ExecInput\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\xa1\x01\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nunix_nanos\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0b\x32\x1b.arcbox.ext.v1.StateChangedH\x00\x12+\n\x08progress\x18\x05 \x01(\x0b\x32\x17.arcbox.ext.v1.ProgressH\x00\x42\x06\n\x04what\"-\n\x0cStateChanged\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"G\n\x08Progress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"\x13\n\x11\x44\x61\x65monInfoRequest\"\xa8\x01\n\nDaemonInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x0c\n\x04home\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x05 \x01(\t\x12\x1a\n\x12started_unix_nanos\x18\x06 \x01(\x03\x12\x10\n\x08machines\x18\x07 \x01(\r\x12\x0f\n\x07running\x18\x08 \x01(\r\"!\n\x13InspectExtraRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xd1\x01\n\x0cMachineExtra\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x11\n\tdirectory\x18\x04 \x01(\t\x12\x13\n\x0b\x63onsole_log\x18\x05 \x01(\t\x12\x14\n\x0c\x61gent_socket\x18\x06 \x01(\t\x12\x10\n\x08ssh_port\x18\x07 \x01(\r\x12\x1c\n\x14\x64isk_allocated_bytes\x18\x08 \x01(\x04\x12\x0c\n\x04\x62oot\x18\t \x01(\t\x12\x13\n\x0b\x62oot_reason\x18\n \x01(\t\"\x13\n\x11StopDaemonRequest\"\x14\n\x12StopDaemonResponse\"\x1c\n\x0eSuspendRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\x0fSuspendResponse\x12\x13\n\x0bsaved_bytes\x18\x01 \x01(\x04\"\x1b\n\rResumeRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"Y\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12\x63reated_unix_nanos\x18\x02 \x01(\x03\x12\x0e\n\x06memory\x18\x03 \x01(\x08\x12\x13\n\x0bsaved_bytes\x18\x04 \x01(\x04\"1\n\x15\x43reateSnapshotRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\"\n\x14ListSnapshotsRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x15ListSnapshotsResponse\x12*\n\tsnapshots\x18\x01 \x03(\x0b\x32\x17.arcbox.ext.v1.Snapshot\"A\n\x16RestoreSnapshotRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x19\n\x17RestoreSnapshotResponse\"1\n\x15RemoveSnapshotRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x18\n\x16RemoveSnapshotResponse\"/\n\x13\x43loneMachineRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\"\n\x14\x43loneMachineResponse\x12\n\n\x02id\x18\x01 \x01(\t\"x\n\x16PrepareTemplateRequest\x12\x0e\n\x06\x64istro\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04\x61rch\x18\x03 \x01(\t\x12\x0c\n\x04\x63pus\x18\x04 \x01(\r\x12\x0e\n\x06memory\x18\x05 \x01(\x04\x12\x11\n\tdisk_size\x18\x06 \x01(\x04\"\xdf\x01\n\x08Template\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x64istro\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04\x61rch\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x0e\n\x06memory\x18\x06 \x01(\x04\x12\x11\n\tdisk_size\x18\x07 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x08 \x01(\x04\x12\x10\n\x08machines\x18\t \x01(\r\x12\x0e\n\x06staged\x18\n \x01(\r\x12\x1a\n\x12\x63reated_unix_nanos\x18\x0b \x01(\x03\x12\x0f\n\x07\x63urrent\x18\x0c \x01(\x08\"\x16\n\x14ListTemplatesRequest\"C\n\x15ListTemplatesResponse\x12*\n\ttemplates\x18\x01 \x03(\x0b\x32\x17.arcbox.ext.v1.Template\"$\n\x15RemoveTemplateRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"\x18\n\x16RemoveTemplateResponse\"\x17\n\x15PruneTemplatesRequest\";\n\x16PruneTemplatesResponse\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\"\x1e\n\x0fGetUsageRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"z\n\x10GetUsageResponse\x12-\n\x08machines\x18\x01 \x03(\x0b\x32\x1b.arcbox.ext.v1.MachineUsage\x12\x19\n\x11host_memory_bytes\x18\x02 \x01(\x04\x12\x1c\n\x14host_available_bytes\x18\x03 \x01(\x04\"\xad\x01\n\x0cMachineUsage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\town_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x04 \x01(\x04\x12\x15\n\rswapped_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x18\n\x10guest_used_bytes\x18\x07 \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\x08 \x01(\x01\x32\x97\x0b\n\x0bHostService\x12\x46\n\x04\x45xec\x12\x1f.arcbox.ext.v1.MachineExecInput\x1a\x19.arcbox.ext.v1.ExecOutput(\x01\x30\x01\x12<\n\x05Watch\x12\x1b.arcbox.ext.v1.WatchRequest\x1a\x14.arcbox.ext.v1.Event0\x01\x12L\n\rGetDaemonInfo\x12 .arcbox.ext.v1.DaemonInfoRequest\x1a\x19.arcbox.ext.v1.DaemonInfo\x12O\n\x0cInspectExtra\x12\".arcbox.ext.v1.InspectExtraRequest\x1a\x1b.arcbox.ext.v1.MachineExtra\x12H\n\x07Suspend\x12\x1d.arcbox.ext.v1.SuspendRequest\x1a\x1e.arcbox.ext.v1.SuspendResponse\x12\x45\n\x06Resume\x12\x1c.arcbox.ext.v1.ResumeRequest\x1a\x1d.arcbox.ext.v1.ResumeResponse\x12O\n\x0e\x43reateSnapshot\x12$.arcbox.ext.v1.CreateSnapshotRequest\x1a\x17.arcbox.ext.v1.Snapshot\x12Z\n\rListSnapshots\x12#.arcbox.ext.v1.ListSnapshotsRequest\x1a$.arcbox.ext.v1.ListSnapshotsResponse\x12`\n\x0fRestoreSnapshot\x12%.arcbox.ext.v1.RestoreSnapshotRequest\x1a&.arcbox.ext.v1.RestoreSnapshotResponse\x12]\n\x0eRemoveSnapshot\x12$.arcbox.ext.v1.RemoveSnapshotRequest\x1a%.arcbox.ext.v1.RemoveSnapshotResponse\x12W\n\x0c\x43loneMachine\x12\".arcbox.ext.v1.CloneMachineRequest\x1a#.arcbox.ext.v1.CloneMachineResponse\x12Q\n\x0fPrepareTemplate\x12%.arcbox.ext.v1.PrepareTemplateRequest\x1a\x17.arcbox.ext.v1.Template\x12Z\n\rListTemplates\x12#.arcbox.ext.v1.ListTemplatesRequest\x1a$.arcbox.ext.v1.ListTemplatesResponse\x12]\n\x0eRemoveTemplate\x12$.arcbox.ext.v1.RemoveTemplateRequest\x1a%.arcbox.ext.v1.RemoveTemplateResponse\x12]\n\x0ePruneTemplates\x12$.arcbox.ext.v1.PruneTemplatesRequest\x1a%.arcbox.ext.v1.PruneTemplatesResponse\x12K\n\x08GetUsage\x12\x1e.arcbox.ext.v1.GetUsageRequest\x1a\x1f.arcbox.ext.v1.GetUsageResponse\x12Q\n\nStopDaemon\x12 .arcbox.ext.v1.StopDaemonRequest\x1a!.arcbox.ext.v1.StopDaemonResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,11 +49,61 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSPECTEXTRAREQUEST']._serialized_start=652
   _globals['_INSPECTEXTRAREQUEST']._serialized_end=685
   _globals['_MACHINEEXTRA']._serialized_start=688
-  _globals['_MACHINEEXTRA']._serialized_end=876
-  _globals['_STOPDAEMONREQUEST']._serialized_start=878
-  _globals['_STOPDAEMONREQUEST']._serialized_end=897
-  _globals['_STOPDAEMONRESPONSE']._serialized_start=899
-  _globals['_STOPDAEMONRESPONSE']._serialized_end=919
-  _globals['_HOSTSERVICE']._serialized_start=922
-  _globals['_HOSTSERVICE']._serialized_end=1311
+  _globals['_MACHINEEXTRA']._serialized_end=897
+  _globals['_STOPDAEMONREQUEST']._serialized_start=899
+  _globals['_STOPDAEMONREQUEST']._serialized_end=918
+  _globals['_STOPDAEMONRESPONSE']._serialized_start=920
+  _globals['_STOPDAEMONRESPONSE']._serialized_end=940
+  _globals['_SUSPENDREQUEST']._serialized_start=942
+  _globals['_SUSPENDREQUEST']._serialized_end=970
+  _globals['_SUSPENDRESPONSE']._serialized_start=972
+  _globals['_SUSPENDRESPONSE']._serialized_end=1010
+  _globals['_RESUMEREQUEST']._serialized_start=1012
+  _globals['_RESUMEREQUEST']._serialized_end=1039
+  _globals['_RESUMERESPONSE']._serialized_start=1041
+  _globals['_RESUMERESPONSE']._serialized_end=1057
+  _globals['_SNAPSHOT']._serialized_start=1059
+  _globals['_SNAPSHOT']._serialized_end=1148
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=1150
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=1199
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1201
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1235
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1237
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1304
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_start=1306
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_end=1371
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_start=1373
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_end=1398
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_start=1400
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_end=1449
+  _globals['_REMOVESNAPSHOTRESPONSE']._serialized_start=1451
+  _globals['_REMOVESNAPSHOTRESPONSE']._serialized_end=1475
+  _globals['_CLONEMACHINEREQUEST']._serialized_start=1477
+  _globals['_CLONEMACHINEREQUEST']._serialized_end=1524
+  _globals['_CLONEMACHINERESPONSE']._serialized_start=1526
+  _globals['_CLONEMACHINERESPONSE']._serialized_end=1560
+  _globals['_PREPARETEMPLATEREQUEST']._serialized_start=1562
+  _globals['_PREPARETEMPLATEREQUEST']._serialized_end=1682
+  _globals['_TEMPLATE']._serialized_start=1685
+  _globals['_TEMPLATE']._serialized_end=1908
+  _globals['_LISTTEMPLATESREQUEST']._serialized_start=1910
+  _globals['_LISTTEMPLATESREQUEST']._serialized_end=1932
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=1934
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=2001
+  _globals['_REMOVETEMPLATEREQUEST']._serialized_start=2003
+  _globals['_REMOVETEMPLATEREQUEST']._serialized_end=2039
+  _globals['_REMOVETEMPLATERESPONSE']._serialized_start=2041
+  _globals['_REMOVETEMPLATERESPONSE']._serialized_end=2065
+  _globals['_PRUNETEMPLATESREQUEST']._serialized_start=2067
+  _globals['_PRUNETEMPLATESREQUEST']._serialized_end=2090
+  _globals['_PRUNETEMPLATESRESPONSE']._serialized_start=2092
+  _globals['_PRUNETEMPLATESRESPONSE']._serialized_end=2151
+  _globals['_GETUSAGEREQUEST']._serialized_start=2153
+  _globals['_GETUSAGEREQUEST']._serialized_end=2183
+  _globals['_GETUSAGERESPONSE']._serialized_start=2185
+  _globals['_GETUSAGERESPONSE']._serialized_end=2307
+  _globals['_MACHINEUSAGE']._serialized_start=2310
+  _globals['_MACHINEUSAGE']._serialized_end=2483
+  _globals['_HOSTSERVICE']._serialized_start=2486
+  _globals['_HOSTSERVICE']._serialized_end=3917
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,66 @@ class HostServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.InspectExtraRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineExtra.FromString,
                 _registered_method=True)
+        self.Suspend = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/Suspend',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SuspendRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SuspendResponse.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/Resume',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeResponse.FromString,
+                _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/CreateSnapshot',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/ListSnapshots',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.RestoreSnapshot = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/RestoreSnapshot',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RestoreSnapshotRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RestoreSnapshotResponse.FromString,
+                _registered_method=True)
+        self.RemoveSnapshot = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/RemoveSnapshot',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveSnapshotRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveSnapshotResponse.FromString,
+                _registered_method=True)
+        self.CloneMachine = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/CloneMachine',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.CloneMachineRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.CloneMachineResponse.FromString,
+                _registered_method=True)
+        self.PrepareTemplate = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/PrepareTemplate',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PrepareTemplateRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Template.FromString,
+                _registered_method=True)
+        self.ListTemplates = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/ListTemplates',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListTemplatesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListTemplatesResponse.FromString,
+                _registered_method=True)
+        self.RemoveTemplate = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/RemoveTemplate',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveTemplateRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveTemplateResponse.FromString,
+                _registered_method=True)
+        self.PruneTemplates = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/PruneTemplates',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesResponse.FromString,
+                _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/GetUsage',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
         self.StopDaemon = channel.unary_unary(
                 '/arcbox.ext.v1.HostService/StopDaemon',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.StopDaemonRequest.SerializeToString,
@@ -92,6 +152,86 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Suspend(self, request, context):
+        """Writes a running machine's RAM and devices to disk and ends its process; Resume lets it go on from
+        there, also after a restart of the daemon or of the host. Both are idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSnapshot(self, request, context):
+        """A snapshot is the machine's disks and, of a running or suspended machine, its RAM and devices. Restoring
+        one brings a stopped machine back to stopped, and another to suspended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneMachine(self, request, context):
+        """Makes a new, stopped machine with a copy of another's disk and an identity of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareTemplate(self, request, context):
+        """A template is an image booted once, from which machines of the same shape start without booting.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTemplates(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveTemplate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneTemplates(self, request, context):
+        """Removes the templates that nothing can be started from any more and that no machine's disk rests on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """What machines use of the host, now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StopDaemon(self, request, context):
         """Ends the daemon; machines go on running.
         """
@@ -121,6 +261,66 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.InspectExtra,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.InspectExtraRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineExtra.SerializeToString,
+            ),
+            'Suspend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Suspend,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SuspendRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SuspendResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Snapshot.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'RestoreSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSnapshot,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RestoreSnapshotRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RestoreSnapshotResponse.SerializeToString,
+            ),
+            'RemoveSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSnapshot,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveSnapshotRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveSnapshotResponse.SerializeToString,
+            ),
+            'CloneMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneMachine,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.CloneMachineRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.CloneMachineResponse.SerializeToString,
+            ),
+            'PrepareTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareTemplate,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PrepareTemplateRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Template.SerializeToString,
+            ),
+            'ListTemplates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTemplates,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListTemplatesRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListTemplatesResponse.SerializeToString,
+            ),
+            'RemoveTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveTemplate,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveTemplateRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveTemplateResponse.SerializeToString,
+            ),
+            'PruneTemplates': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneTemplates,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetUsageRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetUsageResponse.SerializeToString,
             ),
             'StopDaemon': grpc.unary_unary_rpc_method_handler(
                     servicer.StopDaemon,
@@ -236,6 +436,330 @@ class HostService:
             '/arcbox.ext.v1.HostService/InspectExtra',
             arcbox_dot_ext_dot_v1_dot_host__pb2.InspectExtraRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_host__pb2.MachineExtra.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Suspend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/Suspend',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.SuspendRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.SuspendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/Resume',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/CreateSnapshot',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.CreateSnapshotRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/ListSnapshots',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListSnapshotsRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/RestoreSnapshot',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RestoreSnapshotRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RestoreSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/RemoveSnapshot',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveSnapshotRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/CloneMachine',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.CloneMachineRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.CloneMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/PrepareTemplate',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.PrepareTemplateRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.Template.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTemplates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/ListTemplates',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListTemplatesRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListTemplatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/RemoveTemplate',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveTemplateRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneTemplates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/PruneTemplates',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/GetUsage',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.GetUsageRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.GetUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,28 @@ class HostServiceStub:
     GetDaemonInfo: _grpc.UnaryUnaryMultiCallable[_host_pb2.DaemonInfoRequest, _host_pb2.DaemonInfo]
     InspectExtra: _grpc.UnaryUnaryMultiCallable[_host_pb2.InspectExtraRequest, _host_pb2.MachineExtra]
     """What the contract's Inspect has no field for: accelerator, failure, files on disk."""
+    Suspend: _grpc.UnaryUnaryMultiCallable[_host_pb2.SuspendRequest, _host_pb2.SuspendResponse]
+    """Writes a running machine's RAM and devices to disk and ends its process; Resume lets it go on from
+    there, also after a restart of the daemon or of the host. Both are idempotent.
+    """
+    Resume: _grpc.UnaryUnaryMultiCallable[_host_pb2.ResumeRequest, _host_pb2.ResumeResponse]
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.CreateSnapshotRequest, _host_pb2.Snapshot]
+    """A snapshot is the machine's disks and, of a running or suspended machine, its RAM and devices. Restoring
+    one brings a stopped machine back to stopped, and another to suspended.
+    """
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListSnapshotsRequest, _host_pb2.ListSnapshotsResponse]
+    RestoreSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.RestoreSnapshotRequest, _host_pb2.RestoreSnapshotResponse]
+    RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveSnapshotRequest, _host_pb2.RemoveSnapshotResponse]
+    CloneMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.CloneMachineRequest, _host_pb2.CloneMachineResponse]
+    """Makes a new, stopped machine with a copy of another's disk and an identity of its own."""
+    PrepareTemplate: _grpc.UnaryUnaryMultiCallable[_host_pb2.PrepareTemplateRequest, _host_pb2.Template]
+    """A template is an image booted once, from which machines of the same shape start without booting."""
+    ListTemplates: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListTemplatesRequest, _host_pb2.ListTemplatesResponse]
+    RemoveTemplate: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveTemplateRequest, _host_pb2.RemoveTemplateResponse]
+    PruneTemplates: _grpc.UnaryUnaryMultiCallable[_host_pb2.PruneTemplatesRequest, _host_pb2.PruneTemplatesResponse]
+    """Removes the templates that nothing can be started from any more and that no machine's disk rests on."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetUsageRequest, _host_pb2.GetUsageResponse]
+    """What machines use of the host, now."""
     StopDaemon: _grpc.UnaryUnaryMultiCallable[_host_pb2.StopDaemonRequest, _host_pb2.StopDaemonResponse]
     """Ends the daemon; machines go on running."""
 
@@ -52,6 +74,28 @@ class HostServiceAsyncStub(HostServiceStub):
     GetDaemonInfo: _aio.UnaryUnaryMultiCallable[_host_pb2.DaemonInfoRequest, _host_pb2.DaemonInfo]  # type: ignore[assignment]
     InspectExtra: _aio.UnaryUnaryMultiCallable[_host_pb2.InspectExtraRequest, _host_pb2.MachineExtra]  # type: ignore[assignment]
     """What the contract's Inspect has no field for: accelerator, failure, files on disk."""
+    Suspend: _aio.UnaryUnaryMultiCallable[_host_pb2.SuspendRequest, _host_pb2.SuspendResponse]  # type: ignore[assignment]
+    """Writes a running machine's RAM and devices to disk and ends its process; Resume lets it go on from
+    there, also after a restart of the daemon or of the host. Both are idempotent.
+    """
+    Resume: _aio.UnaryUnaryMultiCallable[_host_pb2.ResumeRequest, _host_pb2.ResumeResponse]  # type: ignore[assignment]
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.CreateSnapshotRequest, _host_pb2.Snapshot]  # type: ignore[assignment]
+    """A snapshot is the machine's disks and, of a running or suspended machine, its RAM and devices. Restoring
+    one brings a stopped machine back to stopped, and another to suspended.
+    """
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_host_pb2.ListSnapshotsRequest, _host_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    RestoreSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.RestoreSnapshotRequest, _host_pb2.RestoreSnapshotResponse]  # type: ignore[assignment]
+    RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveSnapshotRequest, _host_pb2.RemoveSnapshotResponse]  # type: ignore[assignment]
+    CloneMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.CloneMachineRequest, _host_pb2.CloneMachineResponse]  # type: ignore[assignment]
+    """Makes a new, stopped machine with a copy of another's disk and an identity of its own."""
+    PrepareTemplate: _aio.UnaryUnaryMultiCallable[_host_pb2.PrepareTemplateRequest, _host_pb2.Template]  # type: ignore[assignment]
+    """A template is an image booted once, from which machines of the same shape start without booting."""
+    ListTemplates: _aio.UnaryUnaryMultiCallable[_host_pb2.ListTemplatesRequest, _host_pb2.ListTemplatesResponse]  # type: ignore[assignment]
+    RemoveTemplate: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveTemplateRequest, _host_pb2.RemoveTemplateResponse]  # type: ignore[assignment]
+    PruneTemplates: _aio.UnaryUnaryMultiCallable[_host_pb2.PruneTemplatesRequest, _host_pb2.PruneTemplatesResponse]  # type: ignore[assignment]
+    """Removes the templates that nothing can be started from any more and that no machine's disk rests on."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_host_pb2.GetUsageRequest, _host_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What machines use of the host, now."""
     StopDaemon: _aio.UnaryUnaryMultiCallable[_host_pb2.StopDaemonRequest, _host_pb2.StopDaemonResponse]  # type: ignore[assignment]
     """Ends the daemon; machines go on running."""
 
@@ -86,6 +130,100 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.MachineExtra, _abc.Awaitable[_host_pb2.MachineExtra]]:
         """What the contract's Inspect has no field for: accelerator, failure, files on disk."""
+
+    @_abc_1.abstractmethod
+    def Suspend(
+        self,
+        request: _host_pb2.SuspendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.SuspendResponse, _abc.Awaitable[_host_pb2.SuspendResponse]]:
+        """Writes a running machine's RAM and devices to disk and ends its process; Resume lets it go on from
+        there, also after a restart of the daemon or of the host. Both are idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def Resume(
+        self,
+        request: _host_pb2.ResumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.ResumeResponse, _abc.Awaitable[_host_pb2.ResumeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _host_pb2.CreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Snapshot, _abc.Awaitable[_host_pb2.Snapshot]]:
+        """A snapshot is the machine's disks and, of a running or suspended machine, its RAM and devices. Restoring
+        one brings a stopped machine back to stopped, and another to suspended.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _host_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.ListSnapshotsResponse, _abc.Awaitable[_host_pb2.ListSnapshotsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RestoreSnapshot(
+        self,
+        request: _host_pb2.RestoreSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RestoreSnapshotResponse, _abc.Awaitable[_host_pb2.RestoreSnapshotResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveSnapshot(
+        self,
+        request: _host_pb2.RemoveSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RemoveSnapshotResponse, _abc.Awaitable[_host_pb2.RemoveSnapshotResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CloneMachine(
+        self,
+        request: _host_pb2.CloneMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.CloneMachineResponse, _abc.Awaitable[_host_pb2.CloneMachineResponse]]:
+        """Makes a new, stopped machine with a copy of another's disk and an identity of its own."""
+
+    @_abc_1.abstractmethod
+    def PrepareTemplate(
+        self,
+        request: _host_pb2.PrepareTemplateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Template, _abc.Awaitable[_host_pb2.Template]]:
+        """A template is an image booted once, from which machines of the same shape start without booting."""
+
+    @_abc_1.abstractmethod
+    def ListTemplates(
+        self,
+        request: _host_pb2.ListTemplatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.ListTemplatesResponse, _abc.Awaitable[_host_pb2.ListTemplatesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveTemplate(
+        self,
+        request: _host_pb2.RemoveTemplateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RemoveTemplateResponse, _abc.Awaitable[_host_pb2.RemoveTemplateResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PruneTemplates(
+        self,
+        request: _host_pb2.PruneTemplatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.PruneTemplatesResponse, _abc.Awaitable[_host_pb2.PruneTemplatesResponse]]:
+        """Removes the templates that nothing can be started from any more and that no machine's disk rests on."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _host_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.GetUsageResponse, _abc.Awaitable[_host_pb2.GetUsageResponse]]:
+        """What machines use of the host, now."""
 
     @_abc_1.abstractmethod
     def StopDaemon(

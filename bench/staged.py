@@ -1,0 +1,29 @@
+"""A warm start that a staged clone waits for: restored already, and paused."""
+
+from __future__ import annotations
+
+from bench import warm
+from bench.figures import Figure, Wanted
+from bench.host import Host, rounds
+from bench.machines import Start, clone, prepare, wait_staged
+
+STAGED = 2
+
+
+def run(host: Host) -> list[Figure]:
+    """Alternate the floor and a start of a machine for which a clone stands ready."""
+    with host.daemon(staged_clones=STAGED) as client:
+        prepare(client)
+        # The template that was used last is the one whose clones are staged.
+        with clone(client, "first"):
+            pass
+        wait_staged(client, STAGED)
+
+        def one(i: int) -> Start:
+            # Full again, so that staging the next one does not compete with the start.
+            wait_staged(client, STAGED)
+            with clone(client, f"staged{i}") as took:
+                return took
+
+        floors, starts = rounds(host.floor, warm.TIMES, one)
+    return warm.figures(floors, starts, Wanted(0.1, ratio=True))

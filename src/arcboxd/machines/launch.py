@@ -1,0 +1,128 @@
+"""What a machine's process is made of, and the wait for its agent's first answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from arcboxd.domain.guest import Identity
+from arcboxd.domain.machine import Machine
+from arcboxd.errors import HypervisorError, TooLateError
+from arcboxd.hypervisor.base import DataDisk, Vm, VmConfig
+from arcboxd.machines import console, ssh
+from arcboxd.machines.context import Context
+from arcboxd.machines.interfaces import GuestAgent
+from arcboxd.machines.undo import Undo
+from arcboxd.paths import MachinePaths
+from arcboxd.settings import MIB
+
+_T = TypeVar("_T")
+
+
+async def vm_config(ctx: Context, machine: Machine, paths: MachinePaths | None = None) -> VmConfig:
+    """Give all that a machine's process is made of.
+
+    Args:
+        ctx: What the machine lives in.
+        machine: The machine.
+        paths: Its files; None for those that a recorded machine has.
+
+    Raises:
+        AssetBuildError: What it boots from could not be built.
+        MissingToolError: A program is missing on the host.
+    """
+    spec = machine.spec
+    volumes = ctx.paths.volumes / machine.id
+    return VmConfig(
+        machine_id=machine.id,
+        name=spec.name,
+        uuid=str(uuid.UUID(machine.machine_id)),
+        arch=spec.arch,
+        cpus=spec.cpus,
+        memory_bytes=spec.memory_bytes // MIB * MIB,
+        mac=machine.mac,
+        paths=paths or ctx.paths.machine(machine.id),
+        assets=await ctx.assets.ensure(spec.arch, ctx.reporter(machine)),
+        cmdline=spec.cmdline,
+        data_disks=tuple(DataDisk(p.stem, p) for p in sorted(volumes.glob("*.qcow2"))),
+    )
+
+
+def identity(ctx: Context, machine: Machine) -> Identity:
+    """Give what makes a guest this machine."""
+    paths = ctx.paths.machine(machine.id)
+    return Identity(
+        machine_id=machine.machine_id,
+        hostname=machine.spec.name,
+        mac=machine.mac,
+        user_name=machine.user,
+        user_uid=os.getuid(),
+        authorized_keys=ssh.authorized_keys(machine, paths),
+        ssh_host_keys=ssh.host_keys(paths),
+        disk_bytes=machine.spec.disk_bytes,
+    )
+
+
+async def first_answer(
+    ctx: Context,
+    machine: Machine,
+    paths: MachinePaths,
+    vm: Vm,
+    who: Identity | None,
+    *,
+    timeout_s: float,
+) -> GuestAgent:
+    """Connect to the agent of a launched machine, and wait until it has taken its identity.
+
+    Raises:
+        HypervisorError: The process ended.
+        TooLateError: The agent did not answer in ``timeout_s`` seconds.
+        ArcboxError: The agent's link broke.
+    """
+    name = machine.spec.name
+    async with Undo() as undo:
+        agent = await ctx.connector.connect(machine, paths, who)
+        undo.push_async_callback(agent.close)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await unless_exit(vm, agent.wait_ready(timeout_s))
+        except (TimeoutError, TooLateError) as error:
+            raise TooLateError(
+                f"machine {name!r} did not answer within {timeout_s:g} s"
+                + console.last_words(paths.console_log),
+                hint=f"the whole console is in {paths.console_log}",
+            ) from error
+        except ExitedError:
+            raise HypervisorError(
+                f"machine {name!r} ended before its agent answered"
+                + console.last_words(paths.console_log),
+                hint=f"see {paths.console_log} and {paths.qemu_log}",
+            ) from None
+        undo.pop_all()
+    return agent
+
+
+class ExitedError(Exception):
+    """The process ended first."""
+
+
+async def unless_exit(vm: Vm, work: Coroutine[object, object, _T]) -> _T:
+    """Do work, unless the process ends before it is done.
+
+    Raises:
+        ExitedError: It did.
+    """
+    working = asyncio.ensure_future(work)
+    exited = asyncio.ensure_future(vm.wait_exit())
+    try:
+        await asyncio.wait({working, exited}, return_when=asyncio.FIRST_COMPLETED)
+        if exited.done():
+            raise ExitedError
+        return working.result()
+    finally:
+        for task in (working, exited):
+            task.cancel()
+        await asyncio.gather(working, exited, return_exceptions=True)
