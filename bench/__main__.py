@@ -34,14 +34,16 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="bench", description="Measure, print tables and write bench/results/NAME.json."
     )
+    known = (*NAMES, PLOTS)
     parser.add_argument(
         "names",
         nargs="*",
-        choices=[*NAMES, PLOTS, []],
         metavar="NAME",
-        help=f"{', '.join(NAMES)}; or {PLOTS}: draw docs/img/*.svg from the results",
+        help=f"{', '.join(NAMES)} (default: all); {PLOTS}: draw docs/img/*.svg from the results",
     )
     names = parser.parse_args(argv).names or NAMES
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     if PLOTS in names:
         from bench import plots  # noqa: PLC0415 - measuring works without the library
 
@@ -76,7 +78,8 @@ def measure(names: list[str]) -> int:
             except NotAvailableError as error:
                 print(f"\n{name}: not available: {error}", flush=True)
             except (ArcboxError, AssertionError) as error:
-                print(f"\n{name}: FAILED: {error}", flush=True)
+                hint = error.hint if isinstance(error, ArcboxError) else ""
+                print(f"\n{name}: FAILED: {error}{hint and f' - {hint}'}", flush=True)
                 failed = True
             else:
                 report.save(name, figures, facts)

@@ -162,12 +162,13 @@ class Host:
 
     def _qemu_pids(self) -> list[int]:
         """Find the QEMU processes with files in the directory, whose name is nobody else's."""
+        inside = os.fsencode(f"{self.paths.home}/")
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     cmdline = (entry / "cmdline").read_bytes()
-                    if b"qemu-system" in cmdline and os.fsencode(self.paths.home) in cmdline:
+                    if b"qemu-system" in cmdline and inside in cmdline:
                         found.append(int(entry.name))
         return found
 

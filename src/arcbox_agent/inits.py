@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from arcbox_agent.cgroup import Cgroups
 
 _POLL_S = 0.25
+_LET_GO_S = 10.0
 _FIND_S = 30.0  # for init to show what it is, once it is the distribution's
 _BUNDLE = "/run/arcbox/"
 _SYSTEMD = "/run/systemd/system"
@@ -137,12 +138,17 @@ class Systemd:
             os.makedirs(f"{self._folder}/{unit}.d", 0o755, exist_ok=True)
             files.write(f"{self._folder}/{unit}.d/{_DROP_IN}", _DROP_IN_TEXT)
         await self._systemctl("daemon-reload")
-        await self._systemctl("start", "--no-block", _UNIT)
-        await self._wait_for_jobs({_UNIT: "running"})
-        # Else what only requires the journal, such as its flush to disk, would be restarted too.
-        options = ("--no-block", "--job-mode=ignore-requirements")
-        await self._systemctl("restart", *options, *units)
-        await self._wait_for_jobs(dict.fromkeys(units, "waiting") | {_UNIT: "running"})
+        try:
+            await self._systemctl("start", "--no-block", _UNIT)
+            await self._wait_for_jobs({_UNIT: "running"})
+            # Else what only requires the journal, such as its flush to disk, is restarted too.
+            options = ("--no-block", "--job-mode=ignore-requirements")
+            await self._systemctl("restart", *options, *units)
+            await self._wait_for_jobs(dict.fromkeys(units, "waiting") | {_UNIT: "running"})
+        except BaseException:
+            async with asyncio.timeout(_LET_GO_S):
+                await self._systemctl("stop", _UNIT)
+            raise
         return []
 
     async def _wait_for_jobs(self, wanted: dict[str, str]) -> None:

@@ -26,7 +26,6 @@ _VERSION_BYTES = 64
 _CLOCK_S = 10.0
 _TIME_BYTES = 8
 _EXCHANGES = 5
-_QUICK_NS = 20_000_000
 _NEAR_NS = 10_000_000
 _RETRY_FIRST_S = 0.02
 _RETRY_MOST_S = 1.0
@@ -136,7 +135,7 @@ class AgentLink:
             ahead_ns, best_ns = 0, 0
             for _ in range(_EXCHANGES):
                 took_ns = await _exchange(stream, time.time_ns() + ahead_ns)
-                if took_ns <= _QUICK_NS or abs(took_ns // 2 - ahead_ns) <= _NEAR_NS:
+                if abs(took_ns // 2 - ahead_ns) <= _NEAR_NS:
                     return
                 best_ns = min(best_ns or took_ns, took_ns)
                 ahead_ns = best_ns // 2

@@ -18,6 +18,7 @@ from arcboxd.machines.context import Context, Running
 from arcboxd.machines.launch import first_answer, identity, vm_config
 from arcboxd.machines.locks import NOTE_END
 from arcboxd.machines.registry import Changes
+from arcboxd.machines.staged import Staged
 from arcboxd.machines.template_store import NONE_FITS, Template
 from arcboxd.machines.undo import Undo, complete
 
@@ -82,34 +83,24 @@ async def _boot(ctx: Context, machine: Machine) -> None:
 async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found: Template) -> str:
     """Start a machine from a template; if that cannot be, say why, and leave nothing of it."""
     reason = f"from template {found.key[:12]}"
+    if (staged := ctx.staged.take(found)) is not None:
+        try:
+            await _from_staged(ctx, machine, config, staged, f"{reason}, staged")
+        except (ArcboxError, OSError) as error:
+            # It says nothing of the template: the clone may have died long ago.
+            _log.warning("machine %s could not take a staged clone: %s", machine.spec.name, error)
+        else:
+            staging.want(ctx, found)
+            return ""
 
     async def restore(forwards: tuple[Forward, ...]) -> Vm:
-        if staged is not None:
-            for forward in forwards:
-                await staged.vm.add_forward(forward)
-            if machine.spec.disk_bytes > found.shape.disk_bytes:
-                await staged.vm.resize_disk(machine.spec.disk_bytes)
-            return staged.vm
         ours = replace(config, forwards=forwards)
         return await template.restore(ctx, found, ours, machine.spec.disk_bytes)
 
     try:
         async with Undo() as undo:
-            if (staged := ctx.staged.take(found)) is not None:
-                reason += ", staged"
-                undo.push_async_callback(staged.end)
-            vm = await _launch(
-                ctx,
-                machine,
-                restore,
-                kernel_version=config.assets.kernel_version,
-                boot=Boot.TEMPLATE,
-                boot_reason=reason,
-            )
+            vm = await _launch(ctx, machine, restore, **_restored(config, reason))
             undo.push_async_callback(vm.kill)
-            if staged is not None:
-                vm.rehome(config.paths)
-                await template.delete(staged.paths.directory)
             await vm.resume()
             await finish(ctx, machine, vm, timeout_s=ctx.scaled(_TEMPLATE_TIMEOUT_S))
             undo.pop_all()
@@ -121,6 +112,36 @@ async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found
         return f"it could not start {reason}: {error.message}"
     staging.want(ctx, found)
     return ""
+
+
+async def _from_staged(
+    ctx: Context, machine: Machine, config: VmConfig, staged: Staged, reason: str
+) -> None:
+    """Make a clone that waits a machine's process; if that fails, nothing of the clone is left."""
+
+    async def equip(forwards: tuple[Forward, ...]) -> Vm:
+        for forward in forwards:
+            await staged.vm.add_forward(forward)
+        if machine.spec.disk_bytes > staged.template.shape.disk_bytes:
+            await staged.vm.resize_disk(machine.spec.disk_bytes)
+        return staged.vm
+
+    async with Undo() as undo:
+        undo.push_async_callback(staged.end)
+        vm = await _launch(ctx, machine, equip, **_restored(config, reason))
+        vm.rehome(config.paths)
+        await template.delete(staged.paths.directory)
+        await vm.resume()
+        await finish(ctx, machine, vm, timeout_s=ctx.scaled(_TEMPLATE_TIMEOUT_S))
+        undo.pop_all()
+
+
+def _restored(config: VmConfig, reason: str) -> Changes:
+    return {
+        "kernel_version": config.assets.kernel_version,
+        "boot": Boot.TEMPLATE,
+        "boot_reason": reason,
+    }
 
 
 async def _cold(ctx: Context, machine: Machine, config: VmConfig, why: str) -> None:

@@ -120,7 +120,8 @@ def machine_extra(
         agent_socket=str(paths.agent_socket),
         ssh_port=machine.ssh_port,
         disk_allocated_bytes=allocated_bytes,
-        boot="cold" if machine.started_unix_ns else "",
+        boot=machine.boot.value if machine.boot else "",
+        boot_reason=machine.boot_reason,
     )
 
 

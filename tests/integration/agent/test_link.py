@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,11 +24,27 @@ from arcboxd.link.proxy import proxy
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc
 
 
+class ClockKernel(NoKernel):
+    """Keeps what the clock was to be set to."""
+
+    def __init__(self) -> None:
+        self.settings: list[int] = []
+
+    def set_clock(self, unix_nanos: int) -> None:
+        self.settings.append(unix_nanos)
+        if unix_nanos == 1:
+            raise OSError("no")
+
+
 @pytest.fixture
-async def host() -> AsyncIterator[Peer]:
+def kernel() -> ClockKernel:
+    return ClockKernel()
+
+
+@pytest.fixture
+async def host(kernel: ClockKernel) -> AsyncIterator[Peer]:
     """The host's end of a link whose other end serves the agent's targets."""
     service = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
-    kernel = NoKernel()
     served = methods([(AgentService(kernel, Clone(kernel, Cgroups(""), ""), ""), service)])
     host = Peer(role="host")
     guest = Peer(role="guest", accept=Targets(served, kernel).accept)
@@ -87,3 +104,23 @@ async def test_other_targets_are_refused(host: Peer, target: str) -> None:
             await host.open(target)
     with contextlib.suppress(LinkError):
         await asyncio.sleep(0)
+
+
+async def test_the_clock(host: Peer, kernel: ClockKernel) -> None:
+    stream = await host.open("clock")
+    before = time.time_ns()
+    later = before + 10**12
+    # Only asked for; right already; off; not possible: several at a time, and cut anywhere.
+    times = (0, before, later, 1)
+    sent = b"".join(each.to_bytes(8, "big", signed=True) for each in times)
+    await stream.write(sent[:3])
+    await stream.write(sent[3:21])
+    await stream.write(sent[21:])
+    received = b""
+    while len(received) < len(sent):
+        received += await stream.read()
+    answers = [int.from_bytes(received[i : i + 8], "big") for i in range(0, len(received), 8)]
+    assert all(before <= answer <= time.time_ns() for answer in answers)
+    assert kernel.settings[-2:] == [later, 1]
+    await stream.close_write()
+    assert await stream.read() == b""

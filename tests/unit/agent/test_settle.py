@@ -74,7 +74,7 @@ def test_a_unit_with_two_names_is_one() -> None:
 class FakeSystemctl:
     """Answers like systemd; a restarted unit's job waits once it is `holding`."""
 
-    def __init__(self, *, fails: str = "") -> None:
+    def __init__(self, *, fails: str = "", stops: bool = True) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.fails = fails
         self._jobs = [
@@ -82,7 +82,7 @@ class FakeSystemctl:
             "5 arcbox-clone.service start running",
             "5 arcbox-clone.service start running\n6 ssh.service restart running",
             "5 arcbox-clone.service start running\n6 ssh.service start waiting",
-        ]
+        ][: 4 if stops else 3]
 
     async def __call__(self, *argv: str, cgroups: Cgroups) -> tuple[int, str]:
         self.calls.append(argv[1:])
@@ -111,6 +111,18 @@ async def test_systemd_holds_what_runs(tmp_path: Path, monkeypatch: pytest.Monke
     verbs = [each[0] for each in systemctl.calls if each[0] != "list-jobs"]
     assert verbs == ["show", "daemon-reload", "start", "restart"]
     assert systemctl.calls[-1][0] == "list-jobs"  # it was waited for
+
+
+async def test_services_that_do_not_stop_are_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl = FakeSystemctl(stops=False)
+    monkeypatch.setattr(inits, "run", systemctl)
+    monkeypatch.setattr(inits, "_POLL_S", 0.001)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await Systemd(Cgroups(""), str(tmp_path)).hold(str(tmp_path / "fifo"))
+    assert systemctl.calls[-1] == ("stop", "arcbox-clone.service")
 
 
 async def test_a_systemctl_that_fails_is_quoted(
