@@ -112,7 +112,8 @@ def host() -> Iterator[Host]:
     """Start a daemon as a user does; afterwards nothing of it may be left."""
     # Short: a unix socket's path holds 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="abx-"))
-    env = {**os.environ, "ARCBOX_HOME": str(home)}
+    # No template is made beside the tests, only by those who ask for one.
+    env = {**os.environ, "ARCBOX_HOME": str(home), "ARCBOX_TEMPLATES": "manual"}
     subprocess.run([str(ARCBOX), "daemon", "start"], env=env, check=True, timeout=60)
     with grpc.insecure_channel(f"unix:{home}/run/arcbox.sock") as channel:
         host = Host(
