@@ -55,7 +55,10 @@ def start(host: Host, name: str, disk_bytes: int = 8 * GIB) -> Clone:
     told = float(host.sh(name, "date +%s.%N"))
     error = max(0.0, begin - told, told - time.time())
     lines = host.sh(name, IDENTITY).split("\n")[:-1]
-    return Clone(*lines[:6], names=tuple(lines[6:]), clock_error_s=error)
+    machine_id, boot_id, product_uuid, host_key, mac, random, *names = lines
+    return Clone(
+        machine_id, boot_id, product_uuid, host_key, mac, random, tuple(names), clock_error_s=error
+    )
 
 
 @pytest.fixture(scope="module")
