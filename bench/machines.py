@@ -63,8 +63,15 @@ def from_nothing(client: Client, name: str, *, cmdline: str = "") -> Start:
     return Start(*(after - before for before, after in pairwise(times)))
 
 
-def check_boot(client: Client, name: str, wanted: str) -> None:
-    """Make sure that a machine was started as the measurement means: ``cold`` or ``template``."""
+def check_boot(client: Client, name: str, wanted: str, *, staged: bool = False) -> None:
+    """Make sure that a machine was started as the measurement means it.
+
+    Args:
+        client: The daemon's.
+        name: The machine.
+        wanted: ``cold`` or ``template``.
+        staged: A clone of the template stood ready for it.
+    """
     extra = client.inspect(name).extra
     assert extra is not None
     assert extra.boot == wanted, (
@@ -98,10 +105,10 @@ def wait_staged(client: Client, count: int) -> None:
 
 
 @contextlib.contextmanager
-def clone(client: Client, name: str) -> Iterator[Start]:
+def clone(client: Client, name: str, *, staged: bool = False) -> Iterator[Start]:
     """Have a machine that was started from the template, until the end of the block."""
     took = from_nothing(client, name)
-    check_boot(client, name, "template")
+    check_boot(client, name, "template", staged=staged)
     yield took
     client.remove(name, force=True)
 

@@ -22,7 +22,7 @@ def run(host: Host) -> list[Figure]:
         def one(i: int) -> Start:
             # Full again, so that staging the next one does not compete with the start.
             wait_staged(client, STAGED)
-            with clone(client, f"staged{i}") as took:
+            with clone(client, f"staged{i}", staged=True) as took:
                 return took
 
         floors, starts = rounds(host.floor, warm.TIMES, one)

@@ -230,9 +230,12 @@ def test_a_forced_stop_gives_the_memory_up(host: Host, counting: str) -> None:
 
 def test_a_machine_from_a_template_has_the_same_devices_when_it_goes_on(host: Host) -> None:
     # Of the shape of the first machine, whose template may be there by now.
-    shape = {"cpus": 2, "memory": 1024 * MIB, "disk_size": 8 << 30}
-    host.ext.PrepareTemplate(host_pb2.PrepareTemplateRequest(**shape), timeout=600)
-    host.machines.Create(machine_pb2.CreateMachineRequest(name="warm", **shape))
+    cpus, memory, size = 2, 1024 * MIB, 8 << 30
+    request = host_pb2.PrepareTemplateRequest(cpus=cpus, memory=memory, disk_size=size)
+    host.ext.PrepareTemplate(request, timeout=600)
+    host.machines.Create(
+        machine_pb2.CreateMachineRequest(name="warm", cpus=cpus, memory=memory, disk_size=size)
+    )
     host.machines.Start(machine_pb2.StartMachineRequest(id="warm"), timeout=300)
     assert host.described("warm").boot == "template"
     host.sh("warm", COUNTER)
