@@ -29,6 +29,13 @@ def run(host: Host) -> list[Figure]:
     most = Wanted(2.0, ratio=True)
     return [
         Figure("start", "Start, until the agent answers", "s", start, tuple(floors), wanted=most),
-        Figure("start_ours", "the same", "s", start, tuple(lower), base="F with our options"),
+        Figure(
+            "start_ours",
+            "the same against the kernel with our options (O)",
+            "s",
+            start,
+            tuple(lower),
+            base="O",
+        ),
         Figure("total", "create, start and `true`", "s", total, tuple(floors)),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench import warm
 from bench.figures import Figure, Wanted
 from bench.host import Host, rounds
-from bench.machines import Start, clone, prepare, wait_staged
+from bench.machines import Start, clone, from_nothing, prepare, wait_staged
 
 STAGED = 2
 
@@ -15,12 +15,12 @@ def run(host: Host) -> list[Figure]:
     with host.daemon(staged_clones=STAGED) as client:
         prepare(client)
         # The template that was used last is the one whose clones are staged.
-        with clone(client, "first"):
-            pass
+        from_nothing(client, "first")
+        client.remove("first", force=True)
         wait_staged(client, STAGED)
 
         def one(i: int) -> Start:
-            # Full again, so that staging the next one does not compete with the start.
+            # Full again: what is staged meanwhile is only what replaces the one that is taken.
             wait_staged(client, STAGED)
             with clone(client, f"staged{i}", staged=True) as took:
                 return took

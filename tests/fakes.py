@@ -72,6 +72,7 @@ class World:
     specs: list[ExecSpec] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     resets_allowed: int = 0
+    begun: list[str] = field(default_factory=list)
     saves_fail: Exception | None = None
     save_gate: asyncio.Event | None = None
     save_begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -306,6 +307,10 @@ class FakeAgent:
     async def wait_for_port(self, port: int, timeout_s: float) -> bool:
         self._check()
         return self._world.sshd
+
+    async def begin(self) -> None:
+        self._check()
+        self._world.begun.append(self._name)
 
     async def settle(self, timeout_s: float) -> None:
         self._check()

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PRODUCT_UUID = "/sys/class/dmi/id/product_uuid"
 _FOLDER = "run/arcbox"
-_LATER_S = 0.1  # the answer to Configure has left, and perhaps a first command has come
+_LATER_S = 0.1
 _LATEST_S = 1.0
+_ALONE_S = 15.0  # the daemon did not say when, and perhaps is no more
 _UUID4_VERSION, _UUID4_VARIANT = 0x40, 0x80
 
 _log = logging.getLogger(__name__)
@@ -104,19 +105,23 @@ class Clone:
         return (files.read(self._boot_id) or files.read(_BOOT_ID)).strip()
 
     def begin_later(self, *also: Callable[[], object]) -> None:
-        """End the settled state; what waits begins when the answer to Configure has left.
+        """End the settled state; what waits begins when the daemon says so, or by itself at last.
 
-        It also waits, for up to a second, for the end of a command that has come meanwhile: what
-        begins competes with it for the processor.
+        What begins takes more of the processor than all that a clone did before it.
 
         Args:
             also: What to call then, too.
         """
-        loop = asyncio.get_running_loop()
         self.settled = False
         self._waiting += also
-        self._latest = loop.time() + _LATEST_S
-        self._timer = loop.call_later(_LATER_S, self._begin_if_idle)
+        self._timer = asyncio.get_running_loop().call_later(_ALONE_S, self.begin)
+
+    def begin_soon(self) -> None:
+        """Begin now, or at the end of a command that runs, if that is within a second."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._latest = asyncio.get_running_loop().time() + _LATEST_S
+            self._begin_if_idle()
 
     def _begin_if_idle(self) -> None:
         loop = asyncio.get_running_loop()

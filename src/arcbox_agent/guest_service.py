@@ -49,6 +49,11 @@ class GuestService:
         system = self._kernel.system(self._cgroups)
         return await settle.settle(system, self._kernel, self._clone, self._root, timeout_s)
 
+    async def Begin(self, _request: guest_pb2.BeginRequest) -> guest_pb2.BeginResponse:
+        """Let a clone begin what it has held back."""
+        self._clone.begin_soon()
+        return guest_pb2.BeginResponse()
+
     async def WaitForPort(
         self, request: guest_pb2.WaitForPortRequest
     ) -> guest_pb2.WaitForPortResponse:

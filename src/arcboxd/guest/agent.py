@@ -171,6 +171,11 @@ class LinkedAgent:
         )
         self._log_warnings(response.warnings)
 
+    async def begin(self) -> None:
+        """Let a clone begin what it has held back."""
+        await self._session()
+        await self._call(_GUEST + "Begin", guest_pb2.BeginRequest(), guest_pb2.BeginResponse)
+
     async def shutdown(self, grace_s: int) -> None:
         """Ask for an orderly shutdown, which goes on after the answer."""
         await self._session()

@@ -18,7 +18,9 @@ from arcboxd.machines.registry import Registry
 from arcboxd.machines.staged import Pool
 from arcboxd.machines.template_store import TemplateStore
 from arcboxd.paths import Paths
-from arcboxd.settings import Settings
+from arcboxd.settings import Settings, host_cpus
+
+_LEAST_RESTORES = 2
 
 
 @dataclass(slots=True)
@@ -45,6 +47,10 @@ class Context:
     templates: TemplateStore
     staged: Pool = field(default_factory=Pool)
     locks: Locks = field(default_factory=Locks)
+    restores: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(max(_LEAST_RESTORES, host_cpus()))
+    )
+    """Starts from templates at a time: more of them only keep each other from the processors."""
     template_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: dict[str, Running] = field(default_factory=dict)
     background: set[asyncio.Task[None]] = field(default_factory=set)

@@ -61,6 +61,14 @@ class GuestAgent(Protocol):
         """
         ...
 
+    async def begin(self) -> None:
+        """Let a clone begin what it has held back: its journal and its SSH server.
+
+        Raises:
+            AgentUnreachableError: No session, or it broke.
+        """
+        ...
+
     async def sync_clock(self) -> None:
         """Set the guest's clock, which stood still while the machine was halted. Never raises."""
         ...

@@ -107,6 +107,11 @@ class Locks:
         while self._held:
             await next(iter(self._held.values())).wait()
 
+    async def free_of(self, verb: str) -> None:
+        """Wait until no machine is held for one kind of operation."""
+        while held := [each for each in self._held.values() if each.verb == verb]:
+            await held[0].wait()
+
     async def free(self, machine_id: str) -> None:
         """Wait until nothing holds a machine."""
         while (other := self._held.get(machine_id)) is not None:

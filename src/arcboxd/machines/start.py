@@ -25,6 +25,9 @@ from arcboxd.machines.undo import Undo, complete
 _log = logging.getLogger(__name__)
 
 _LAUNCH_TRIES = 3
+_FIRST_COMMAND_S = 0.2
+_OTHERS_S = 1.0
+"""Under kvm: how long the services of one machine wait for the starts of others."""
 _TEMPLATE_TIMEOUT_S = 10.0
 """Under kvm, for the agent of a machine that does not boot."""
 
@@ -70,14 +73,35 @@ async def _boot(ctx: Context, machine: Machine) -> None:
         config = await vm_config(ctx, machine)
         choice = await template.choose(ctx, machine, config)
         if isinstance(choice, Template):
-            why = await _from_template(ctx, machine, config, choice)
+            async with ctx.restores:
+                why = await _from_template(ctx, machine, config, choice)
         else:
             why = choice
         if why:
             await _cold(ctx, machine, config, why)
         undo.pop_all()
-    if why == NONE_FITS:
+    if not why:
+        task = aio.spawn(_begin(ctx, machine), name=f"services of {machine.spec.name}")
+        ctx.background.add(task)
+        task.add_done_callback(ctx.background.discard)
+    elif why == NONE_FITS:
         template.make_soon(ctx, machine)
+
+
+async def _begin(ctx: Context, machine: Machine) -> None:
+    """Let a clone's services begin once its first command has, and no other machine starts."""
+    await asyncio.sleep(_FIRST_COMMAND_S)
+    try:
+        async with asyncio.timeout(ctx.scaled(_OTHERS_S)):
+            await ctx.locks.free_of("start")
+    except TimeoutError:
+        pass
+    if (running := ctx.running.get(machine.id)) is not None:
+        try:
+            await running.agent.begin()
+        except ArcboxError as error:
+            # It does so by itself before long.
+            _log.info("services of %s were not begun: %s", machine.spec.name, error)
 
 
 async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found: Template) -> str:

@@ -72,6 +72,21 @@ async def test_a_new_machine_starts_from_a_template(machines: Machines, world: W
     assert machines.context.templates.links(made) == 1
 
 
+async def test_services_begin_when_no_machine_starts_any_more(
+    machines: Machines, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcboxd.machines.start._FIRST_COMMAND_S", 0.0)
+    await _prepare(machines)
+    other = await machines.create(replace(NEW, name="other"))
+    with machines.context.locks.hold(other, "start"):
+        await _started(machines)
+        await asyncio.sleep(0.05)
+        assert not world.begun
+    async with asyncio.timeout(5):
+        while world.begun != ["dev"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 async def test_the_second_start_is_cold(machines: Machines, world: World) -> None:
     await _prepare(machines)
     await _started(machines)

@@ -64,6 +64,7 @@ async def test_what_begins_waits_for_a_command_but_not_for_ever(
     begun = asyncio.Event()
     clone.calls = 1
     clone.begin_later(begun.set)
+    clone.begin_soon()
     await asyncio.sleep(0.02)
     assert not begun.is_set()
     clone.calls = 0
@@ -72,6 +73,18 @@ async def test_what_begins_waits_for_a_command_but_not_for_ever(
     monkeypatch.setattr(clone_module, "_LATEST_S", 0.01)
     begun.clear()
     clone.calls = 1
+    clone.begin_later(begun.set)
+    clone.begin_soon()
+    async with asyncio.timeout(5):
+        await begun.wait()
+
+
+async def test_without_the_daemon_it_begins_by_itself(
+    clone: Clone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clone_module, "_ALONE_S", 0.01)
+    begun = asyncio.Event()
+    clone.begin_soon()  # nothing waits yet
     clone.begin_later(begun.set)
     async with asyncio.timeout(5):
         await begun.wait()

@@ -49,6 +49,11 @@ class GuestServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleResponse.FromString,
                 _registered_method=True)
+        self.Begin = channel.unary_unary(
+                '/arcbox.ext.v1.GuestService/Begin',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.BeginRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.BeginResponse.FromString,
+                _registered_method=True)
         self.WaitForPort = channel.unary_unary(
                 '/arcbox.ext.v1.GuestService/WaitForPort',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.SerializeToString,
@@ -83,6 +88,14 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Begin(self, request, context):
+        """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
+        second. Without this call it does so by itself 15 s after its Configure. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WaitForPort(self, request, context):
         """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over.
         """
@@ -107,6 +120,11 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.Settle,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleResponse.SerializeToString,
+            ),
+            'Begin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Begin,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.BeginRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.BeginResponse.SerializeToString,
             ),
             'WaitForPort': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitForPort,
@@ -195,6 +213,33 @@ class GuestService:
             '/arcbox.ext.v1.GuestService/Settle',
             arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_guest__pb2.SettleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Begin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/Begin',
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.BeginRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.BeginResponse.FromString,
             options,
             channel_credentials,
             insecure,

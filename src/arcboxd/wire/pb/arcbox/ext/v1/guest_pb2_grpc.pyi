@@ -43,6 +43,10 @@ class GuestServiceStub:
     """Brings the system to rest, and takes from it what no two machines may share, so that it can be
     frozen and clones of it can go on. The next Configure is taken for a clone's.
     """
+    Begin: _grpc.UnaryUnaryMultiCallable[_guest_pb2.BeginRequest, _guest_pb2.BeginResponse]
+    """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
+    second. Without this call it does so by itself 15 s after its Configure. Idempotent.
+    """
     WaitForPort: _grpc.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
 
@@ -60,6 +64,10 @@ class GuestServiceAsyncStub(GuestServiceStub):
     Settle: _aio.UnaryUnaryMultiCallable[_guest_pb2.SettleRequest, _guest_pb2.SettleResponse]  # type: ignore[assignment]
     """Brings the system to rest, and takes from it what no two machines may share, so that it can be
     frozen and clones of it can go on. The next Configure is taken for a clone's.
+    """
+    Begin: _aio.UnaryUnaryMultiCallable[_guest_pb2.BeginRequest, _guest_pb2.BeginResponse]  # type: ignore[assignment]
+    """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
+    second. Without this call it does so by itself 15 s after its Configure. Idempotent.
     """
     WaitForPort: _aio.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]  # type: ignore[assignment]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
@@ -93,6 +101,16 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_guest_pb2.SettleResponse, _abc.Awaitable[_guest_pb2.SettleResponse]]:
         """Brings the system to rest, and takes from it what no two machines may share, so that it can be
         frozen and clones of it can go on. The next Configure is taken for a clone's.
+        """
+
+    @_abc_1.abstractmethod
+    def Begin(
+        self,
+        request: _guest_pb2.BeginRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.BeginResponse, _abc.Awaitable[_guest_pb2.BeginResponse]]:
+        """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
+        second. Without this call it does so by itself 15 s after its Configure. Idempotent.
         """
 
     @_abc_1.abstractmethod
