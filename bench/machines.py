@@ -74,9 +74,9 @@ def check_boot(client: Client, name: str, wanted: str, *, staged: bool = False) 
     """
     extra = client.inspect(name).extra
     assert extra is not None
-    assert extra.boot == wanted, (
-        f"{name} was started {extra.boot}, not {wanted}: {extra.boot_reason}"
-    )
+    how = f"{name} was started {extra.boot}: {extra.boot_reason}"
+    assert extra.boot == wanted, how
+    assert extra.boot_reason.endswith("staged") is staged, how
 
 
 def prepare(client: Client) -> None:

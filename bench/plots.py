@@ -24,6 +24,7 @@ _STYLE = Style(
     colors=("#2f6f9f", "#c8663c"),
     opacity="1",
     guide_stroke_color="#c8c8c8",
+    major_guide_stroke_color="#c8c8c8",
     value_colors=("#1a1a1a",),
     font_family="sans-serif",
     title_font_size=16,

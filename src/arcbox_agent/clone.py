@@ -29,7 +29,7 @@ _PRODUCT_UUID = "/sys/class/dmi/id/product_uuid"
 _FOLDER = "run/arcbox"
 _LATER_S = 0.1
 _LATEST_S = 1.0
-_ALONE_S = 15.0  # the daemon did not say when, and perhaps is no more
+_ALONE_S = 60.0  # the daemon did not say when, and perhaps is no more
 _UUID4_VERSION, _UUID4_VARIANT = 0x40, 0x80
 
 _log = logging.getLogger(__name__)

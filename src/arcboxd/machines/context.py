@@ -51,6 +51,7 @@ class Context:
         default_factory=lambda: asyncio.Semaphore(max(_LEAST_RESTORES, host_cpus()))
     )
     """Starts from templates at a time: more of them only keep each other from the processors."""
+    begins: asyncio.Lock = field(default_factory=asyncio.Lock)
     template_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: dict[str, Running] = field(default_factory=dict)
     background: set[asyncio.Task[None]] = field(default_factory=set)

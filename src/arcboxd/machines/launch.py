@@ -74,8 +74,11 @@ async def first_answer(
     who: Identity | None,
     *,
     timeout_s: float,
+    paused: bool = False,
 ) -> GuestAgent:
     """Connect to the agent of a launched machine, and wait until it has taken its identity.
+
+    A paused machine goes on once there is a connection, so that it finds the greeting there.
 
     Raises:
         HypervisorError: The process ended.
@@ -86,6 +89,8 @@ async def first_answer(
     async with Undo() as undo:
         agent = await ctx.connector.connect(machine, paths, who)
         undo.push_async_callback(agent.close)
+        if paused:
+            await vm.resume()
         try:
             async with asyncio.timeout(timeout_s):
                 await unless_exit(vm, agent.wait_ready(timeout_s))

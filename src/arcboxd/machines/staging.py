@@ -80,9 +80,8 @@ async def _stage(ctx: Context, template: Template) -> Staged:
         undo.push_async_callback(templates.delete, paths.directory)
         vm = await templates.restore(ctx, template, config, template.shape.disk_bytes)
         undo.push_async_callback(vm.kill)
-        await vm.resume()
         timeout_s = ctx.scaled(_ANSWER_S)
-        agent = await first_answer(ctx, machine, paths, vm, None, timeout_s=timeout_s)
+        agent = await first_answer(ctx, machine, paths, vm, None, timeout_s=timeout_s, paused=True)
         try:
             async with asyncio.timeout(timeout_s):
                 for _ in range(_ROUNDS):

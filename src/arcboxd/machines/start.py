@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 
 _LAUNCH_TRIES = 3
 _FIRST_COMMAND_S = 0.2
-_OTHERS_S = 1.0
+_OTHERS_S = 4.0
 """Under kvm: how long the services of one machine wait for the starts of others."""
+_SERVICES_S = 0.1
+"""Under kvm: what the services of one machine take to begin."""
 _TEMPLATE_TIMEOUT_S = 10.0
 """Under kvm, for the agent of a machine that does not boot."""
 
@@ -91,17 +93,20 @@ async def _boot(ctx: Context, machine: Machine) -> None:
 async def _begin(ctx: Context, machine: Machine) -> None:
     """Let a clone's services begin once its first command has, and no other machine starts."""
     await asyncio.sleep(_FIRST_COMMAND_S)
-    try:
-        async with asyncio.timeout(ctx.scaled(_OTHERS_S)):
-            await ctx.locks.free_of("start")
-    except TimeoutError:
-        pass
-    if (running := ctx.running.get(machine.id)) is not None:
+    async with ctx.begins:
+        try:
+            async with asyncio.timeout(ctx.scaled(_OTHERS_S)):
+                await ctx.locks.free_of("start")
+        except TimeoutError:
+            _log.debug("services of %s begin though machines start", machine.spec.name)
+        if (running := ctx.running.get(machine.id)) is None:
+            return
         try:
             await running.agent.begin()
         except ArcboxError as error:
             # It does so by itself before long.
             _log.info("services of %s were not begun: %s", machine.spec.name, error)
+        await asyncio.sleep(ctx.scaled(_SERVICES_S))
 
 
 async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found: Template) -> str:
@@ -125,8 +130,7 @@ async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found
         async with Undo() as undo:
             vm = await _launch(ctx, machine, restore, **_restored(config, reason))
             undo.push_async_callback(vm.kill)
-            await vm.resume()
-            await finish(ctx, machine, vm, timeout_s=ctx.scaled(_TEMPLATE_TIMEOUT_S))
+            await finish(ctx, machine, vm, restored=True)
             undo.pop_all()
     except ArcboxError as error:
         _log.warning("machine %s could not start %s: %s", machine.spec.name, reason, error)
@@ -155,8 +159,7 @@ async def _from_staged(
         vm = await _launch(ctx, machine, equip, **_restored(config, reason))
         vm.rehome(config.paths)
         await template.delete(staged.paths.directory)
-        await vm.resume()
-        await finish(ctx, machine, vm, timeout_s=ctx.scaled(_TEMPLATE_TIMEOUT_S))
+        await finish(ctx, machine, vm, restored=True)
         undo.pop_all()
 
 
@@ -195,7 +198,7 @@ async def _cold(ctx: Context, machine: Machine, config: VmConfig, why: str) -> N
         undo.pop_all()
 
 
-async def finish(ctx: Context, machine: Machine, vm: Vm, *, timeout_s: float | None = None) -> None:
+async def finish(ctx: Context, machine: Machine, vm: Vm, *, restored: bool = False) -> None:
     """Wait for the agent of a launched machine, and count the machine as running.
 
     The caller kills the process if this fails.
@@ -204,19 +207,19 @@ async def finish(ctx: Context, machine: Machine, vm: Vm, *, timeout_s: float | N
         ctx: What the machine lives in.
         machine: The machine, in state ``starting``.
         vm: Its process.
-        timeout_s: For the agent's first answer; None for the configured time.
+        restored: It is a clone of a template, still paused.
 
     Raises:
         HypervisorError: The process ended.
         TooLateError: The agent did not answer in time.
         ArcboxError: The agent's link or the monitor broke.
     """
-    if timeout_s is None:
-        timeout_s = ctx.scaled(ctx.settings.start_timeout_s)
+    timeout_s = ctx.scaled(_TEMPLATE_TIMEOUT_S if restored else ctx.settings.start_timeout_s)
     paths = ctx.paths.machine(machine.id)
     async with Undo() as undo:
+        who = identity(ctx, machine)
         agent = await first_answer(
-            ctx, machine, paths, vm, identity(ctx, machine), timeout_s=timeout_s
+            ctx, machine, paths, vm, who, timeout_s=timeout_s, paused=restored
         )
         undo.push_async_callback(agent.close)
         await vm.allow_reset()

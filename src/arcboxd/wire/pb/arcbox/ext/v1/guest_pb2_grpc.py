@@ -90,7 +90,7 @@ class GuestServiceServicer:
 
     def Begin(self, request, context):
         """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
-        second. Without this call it does so by itself 15 s after its Configure. Idempotent.
+        second. Without this call it does so by itself 60 s after its Configure. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

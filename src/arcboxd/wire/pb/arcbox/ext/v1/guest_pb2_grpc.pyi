@@ -45,7 +45,7 @@ class GuestServiceStub:
     """
     Begin: _grpc.UnaryUnaryMultiCallable[_guest_pb2.BeginRequest, _guest_pb2.BeginResponse]
     """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
-    second. Without this call it does so by itself 15 s after its Configure. Idempotent.
+    second. Without this call it does so by itself 60 s after its Configure. Idempotent.
     """
     WaitForPort: _grpc.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
@@ -67,7 +67,7 @@ class GuestServiceAsyncStub(GuestServiceStub):
     """
     Begin: _aio.UnaryUnaryMultiCallable[_guest_pb2.BeginRequest, _guest_pb2.BeginResponse]  # type: ignore[assignment]
     """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
-    second. Without this call it does so by itself 15 s after its Configure. Idempotent.
+    second. Without this call it does so by itself 60 s after its Configure. Idempotent.
     """
     WaitForPort: _aio.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]  # type: ignore[assignment]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
@@ -110,7 +110,7 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guest_pb2.BeginResponse, _abc.Awaitable[_guest_pb2.BeginResponse]]:
         """Lets a clone begin what it has held back (its journal, its SSH server), when no command runs or after a
-        second. Without this call it does so by itself 15 s after its Configure. Idempotent.
+        second. Without this call it does so by itself 60 s after its Configure. Idempotent.
         """
 
     @_abc_1.abstractmethod
