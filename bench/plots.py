@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,10 @@ from pygal.style import Style  # type: ignore[import-untyped]
 
 from bench import report
 from bench.figures import Figure, Spread
+
+# pygal puts a finder of the kind that Python 3.12 no longer has on the path, which breaks others'
+# imports (pytest's). Its own modules need it no more.
+sys.meta_path[:] = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
 
 IMAGES = report.RESULTS.parent.parent / "docs" / "img"
 

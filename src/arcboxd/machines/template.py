@@ -109,6 +109,10 @@ async def make(
             template = await asyncio.to_thread(ctx.templates.publish, made, facts, shape)
             undo.pop_all()
     report("making a template: done", 1, 1)
+    # What an upgrade has made void would only fill the disk.
+    keys, freed = await prune(ctx)
+    if keys:
+        _log.info("removed %d templates of no more use, %d bytes", len(keys), freed)
     _log.info("made template %s of %s %s", template.key[:12], spec.distro, spec.version)
     return template
 

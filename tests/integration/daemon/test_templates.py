@@ -153,6 +153,17 @@ async def test_another_hypervisor_processor_or_agent_boots_cold(
     assert not _work(machines)
 
 
+async def test_a_new_template_ends_those_of_no_more_use(machines: Machines, world: World) -> None:
+    await _prepare(machines)
+    kept = await machines.prepare_template(replace(NEW, cpus=1))
+    await _started(machines, replace(NEW, name="one", cpus=1))
+    world.board = "fake-2"
+    made = await _prepare(machines)
+    left = [each.template for each in await machines.templates()]
+    # A machine's disk rests on one of the old ones.
+    assert left == [kept.template, made]
+
+
 async def test_data_disks_boot_cold(machines: Machines) -> None:
     await _prepare(machines)
     machine = await machines.create(NEW)
