@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,10 @@ import pytest
 from tests.integration.cli.stub import StubDaemon
 
 SRC = Path(__file__).parents[3] / "src"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Whoever started the tests in the background: the commands must not inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
