@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from arcboxd.wire.pb.arcbox.ext.v1.guest_pb2 import (
+    BeginRequest,
     ConfigureRequest,
     Network,
     SettleRequest,
@@ -91,15 +92,15 @@ async def test_a_clone_is_as_if_it_had_booted_with_its_identity(client: Client) 
     assert files(client.root) == expected
 
 
-@pytest.mark.parametrize("asked", ["port", "shutdown", "nothing"])
+@pytest.mark.parametrize("asked", ["port", "shutdown", "begin"])
 async def test_what_is_held_goes_on_when_it_is_wanted(client: Client, asked: str) -> None:
     fifo = client.root / "run/arcbox/clone"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     await client.guest.Configure(identity("template"))
     await client.guest.Settle(SettleRequest(timeout_millis=10_000))
-    assert os.read(reader, 10) == b""
     await client.guest.Configure(identity("clone"))
+    assert os.read(reader, 10) == b""
     match asked:
         case "port":
             with pytest.raises(grpc.aio.AioRpcError):
@@ -107,12 +108,8 @@ async def test_what_is_held_goes_on_when_it_is_wanted(client: Client, asked: str
         case "shutdown":
             await client.agent.Shutdown(ShutdownRequest())
         case _:
-            os.set_blocking(reader, True)
-            writer = os.open(fifo, os.O_WRONLY)  # so that there is no end of file
-            assert os.read(reader, 10) == b"go\n"
-            os.close(writer)
-            os.close(reader)
-            return
+            # No command runs, so it is at once.
+            await client.guest.Begin(BeginRequest())
     assert os.read(reader, 10) == b"go\n"
     os.close(reader)
 
