@@ -138,7 +138,6 @@ def test_clones_share_the_templates_memory(host: Host, clones: dict[str, Clone])
         assert 0 < each.guest_used_bytes < each.memory_bytes
 
 
-@pytest.mark.xfail(reason="failed once on a busy host, and it is not known yet why", strict=False)
 def test_a_reboot_from_inside_is_a_new_boot_of_the_same_machine(
     host: Host, clones: dict[str, Clone]
 ) -> None:

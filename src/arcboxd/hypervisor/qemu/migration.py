@@ -72,8 +72,6 @@ async def load_state(
         TooLateError: It took longer than ``timeout_s`` seconds.
     """
     await _capability(monitor, on=shared_ram_stays)
-    # A user network has no switch that would have to learn where the guest is now.
-    await monitor.execute("migrate-set-parameters", {"announce-rounds": 0})
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
