@@ -37,9 +37,7 @@ def _is_coroutine_function(function: object) -> bool:
 
 # What is asked of them during start-up, answered without them.
 _LATE: dict[str, dict[str, object]] = {
-    # dataclasses wants signatures for docstrings that nobody reads here.
-    "inspect": {"signature": lambda _: "", "iscoroutinefunction": _is_coroutine_function},
-    "ipaddress": {},
+    "inspect": {"iscoroutinefunction": _is_coroutine_function},
     # For exceptions, whose lines the bundle has no source for.
     "linecache": {},
     "traceback": {},
@@ -48,11 +46,6 @@ _LATE: dict[str, dict[str, object]] = {
     "asyncio.sslproto": {},
     # protobuf's own timestamps, durations and the like: no message of ours has one.
     "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
-    "platform": {
-        "system": lambda: "Linux",
-        "python_implementation": lambda: "CPython",
-        "python_version": lambda: sys.version.partition(" ")[0],
-    },
     "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
 }
 

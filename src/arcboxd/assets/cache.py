@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass
 from pathlib import Path
 
+from arcboxd import durable
 from arcboxd.errors import ArcboxError, AssetBuildError, NoRoomError
 from arcboxd.process import run, tool
 
@@ -136,7 +137,7 @@ class Cache:
             if final.exists():  # there, but not whole
                 await remove_tree(final)
             partial.rename(final)
-            _sync_directory(self._root)
+            durable.sync(self._root)
         except ArcboxError as error:
             if isinstance(error, AssetBuildError) or type(error).kind is not ArcboxError.kind:
                 raise
@@ -215,7 +216,7 @@ def _finish(directory: Path, kind: str, key: str, inputs: Inputs) -> None:
             folders.add(path)
             continue
         path.chmod(0o555 if path.stat().st_mode & 0o100 else 0o444)
-        _sync_file(path)
+        durable.sync(path)
         name = str(path.relative_to(directory))
         files[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     manifest = {
@@ -229,9 +230,9 @@ def _finish(directory: Path, kind: str, key: str, inputs: Inputs) -> None:
     target = directory / MANIFEST
     target.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     target.chmod(0o444)
-    _sync_file(target)
+    durable.sync(target)
     for folder in folders:
-        _sync_directory(folder)
+        durable.sync(folder)
 
 
 def _digest(path: Path) -> str:
@@ -254,16 +255,3 @@ def _digest(path: Path) -> str:
                 digest.update(data)
                 begin += len(data)
     return digest.hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
-from arcboxd import aio
 from arcboxd.domain.image import BootAssets
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import ArcboxError, HypervisorError, TooLateError
@@ -255,4 +254,4 @@ async def _record_unknown(ctx: Context, machine: Machine, why: str) -> None:
 
 def supervise(ctx: Context) -> None:
     """Adopt in the background, so that the daemon serves at once."""
-    ctx.background.add(aio.spawn(adopt_all(ctx), name="adopt machines"))
+    ctx.in_background(adopt_all(ctx), "adopt machines")

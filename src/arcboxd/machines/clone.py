@@ -6,18 +6,19 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from arcboxd.domain.guest import ExecExit, ExecInput, ExecSpec
+from arcboxd import durable
+from arcboxd.domain.guest import ExecExit, ExecSpec
 from arcboxd.domain.machine import Boot, Machine, MachineState
+from arcboxd.durable import storing
 from arcboxd.errors import ArcboxError, NoRoomError
-from arcboxd.machines import disk_snapshots, disks, durable, ssh
+from arcboxd.machines import disk_snapshots, disks, ssh
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.create import discard, new_record
-from arcboxd.machines.durable import storing
+from arcboxd.machines.guest import no_input
 from arcboxd.machines.pause import paused
 from arcboxd.machines.undo import Undo, together
 from arcboxd.machines.validate import check_name
@@ -125,14 +126,8 @@ async def _write_back(ctx: Context, source: Machine, running: Running) -> None:
     spec = ExecSpec(argv=("sync",), user="root")
     try:
         async with asyncio.timeout(ctx.scaled(_SYNC_S)):
-            async for output in running.agent.exec(spec, _no_input()):
+            async for output in running.agent.exec(spec, no_input()):
                 if isinstance(output, ExecExit) and output.code:
                     _log.info("sync in %s: %s %s", source.spec.name, output.code, output.reason)
     except (ArcboxError, TimeoutError) as error:
         _log.info("machine %s was not synced: %s", source.spec.name, error)
-
-
-async def _no_input() -> AsyncIterator[ExecInput]:
-    nothing: tuple[ExecInput, ...] = ()
-    for item in nothing:
-        yield item

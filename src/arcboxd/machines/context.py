@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
+from arcboxd import aio
 from arcboxd.domain.image import ProgressFn
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import MachineStateError
@@ -60,6 +61,16 @@ class Context:
     def scaled(self, seconds: float) -> float:
         """Stretch a time that was chosen for kvm to what the accelerator needs."""
         return seconds * self.hypervisor.accelerator.timeout_scale
+
+    def in_background(self, work: Coroutine[object, object, None], name: str) -> None:
+        """Run work beside the calls; it is cancelled when the daemon ends."""
+        task = aio.spawn(work, name=name)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    def works_on(self, name: str) -> bool:
+        """Tell whether work of that name runs in the background."""
+        return any(task.get_name() == name and not task.done() for task in self.background)
 
     def reporter(self, machine: Machine) -> ProgressFn:
         """Give a function that tells progress as an event of this machine."""

@@ -70,3 +70,10 @@ def check_exec(spec: ExecSpec) -> None:
     words = (*spec.argv, *spec.env, *spec.env.values(), spec.working_dir, spec.user)
     if any("\0" in word for word in words):
         raise InvalidArgumentError("an argument has a NUL character, which no process can be given")
+
+
+async def no_input() -> AsyncIterator[ExecInput]:
+    """Give a process no input; its standard input is not there to be closed."""
+    nothing: tuple[ExecInput, ...] = ()
+    for item in nothing:
+        yield item

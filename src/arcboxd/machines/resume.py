@@ -8,9 +8,9 @@ from dataclasses import replace
 from types import TracebackType
 
 from arcboxd.domain.machine import Machine, MachineState
-from arcboxd.errors import ArcboxError, MachineStateError, NoRoomError, PreconditionError
-from arcboxd.hypervisor.base import Vm
-from arcboxd.machines import saved, ssh, start
+from arcboxd.errors import ArcboxError, MachineStateError, PreconditionError
+from arcboxd.hypervisor.base import Forward, Vm
+from arcboxd.machines import saved, start
 from arcboxd.machines.context import Context
 from arcboxd.machines.locks import Operation
 from arcboxd.machines.saved import Saved
@@ -110,15 +110,12 @@ async def _launch(ctx: Context, machine: Machine, source: SavedPaths, memory: Sa
     paths = ctx.paths.machine(machine.id)
     boot = await asyncio.to_thread(saved.keep_boot_files, source, paths)
     config = saved.vm_config(ctx, machine, memory, boot)
-    async for port in start.ssh_ports(ctx, machine):
-        try:
-            return await ctx.hypervisor.launch(
-                replace(config, forwards=(ssh.forward(port),)), saved.state(source, memory)
-            )
-        except NoRoomError:
-            # Another program was quicker to take the port that was free a moment ago.
-            continue
-    raise NoRoomError("no TCP port of 127.0.0.1 stayed free for long enough")
+
+    async def launch(forwards: tuple[Forward, ...]) -> Vm:
+        ours = replace(config, forwards=forwards)
+        return await ctx.hypervisor.launch(ours, saved.state(source, memory))
+
+    return await start.on_a_port(ctx, machine, launch)
 
 
 async def _run(ctx: Context, machine: Machine, vm: Vm) -> None:
@@ -130,14 +127,22 @@ async def _run(ctx: Context, machine: Machine, vm: Vm) -> None:
         await start.finish(ctx, machine, vm)
     except Exception as error:
         # Not when the daemon ends meanwhile: the next one finds the process, and goes on from here.
-        why = error.message if isinstance(error, ArcboxError) else "the daemon's log says why"
         await vm.kill()
         state = MachineState.SUSPENDED if paths.suspended.is_dir() else MachineState.STOPPED
-        detail = f"it was not resumed: {why}"
-        await ctx.registry.move(machine.id, state, process=None, detail=detail)
+        await ctx.registry.move(machine.id, state, process=None, detail=_detail(error))
         raise
     finally:
         await asyncio.to_thread(saved.sweep, paths)
+
+
+def _detail(error: BaseException | None) -> str:
+    if isinstance(error, ArcboxError):
+        why = error.message
+    elif isinstance(error, asyncio.CancelledError):
+        why = "it was cancelled"
+    else:
+        why = "the daemon's log says why"
+    return f"it was not resumed: {why}"
 
 
 class _Failed:
@@ -153,10 +158,7 @@ class _Failed:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        why = error.message if isinstance(error, ArcboxError) else "the daemon's log says why"
-        if isinstance(error, asyncio.CancelledError):
-            why = "it was cancelled"
-        detail = f"it was not resumed: {why}"
+        detail = _detail(error)
         if self._ctx.registry.get(self._machine_id).state is MachineState.STARTING:
             await self._ctx.registry.move(
                 self._machine_id, MachineState.SUSPENDED, process=None, detail=detail

@@ -20,14 +20,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arcboxd import aio
+from arcboxd import aio, durable
 from arcboxd.domain.image import BootAssets, ProgressFn
 from arcboxd.domain.machine import Boot, Machine
+from arcboxd.durable import storing
 from arcboxd.errors import CorruptError, NoRoomError
 from arcboxd.hypervisor.base import DataDisk, SavedState, Vm, VmConfig
-from arcboxd.machines import disks, durable
+from arcboxd.machines import disks
 from arcboxd.machines.context import Context
-from arcboxd.machines.durable import storing
 from arcboxd.paths import MachinePaths, SavedPaths
 from arcboxd.settings import MIB
 

@@ -16,7 +16,9 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from arcboxd import durable
 from arcboxd.domain.machine import Boot, Machine, MachineState
+from arcboxd.durable import storing
 from arcboxd.errors import (
     ArcboxError,
     CorruptError,
@@ -26,9 +28,8 @@ from arcboxd.errors import (
     SnapshotExistsError,
     SnapshotNotFoundError,
 )
-from arcboxd.machines import disk_snapshots, durable, saved, template
+from arcboxd.machines import disk_snapshots, saved, template
 from arcboxd.machines.context import Context, Running
-from arcboxd.machines.durable import storing
 from arcboxd.machines.pause import paused
 from arcboxd.machines.stop import end
 from arcboxd.machines.undo import Undo, complete

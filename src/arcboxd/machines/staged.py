@@ -32,7 +32,6 @@ class Pool:
     ready: list[Staged] = field(default_factory=list)
     wanted: Template | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    keeper: asyncio.Task[None] | None = None
 
     def count(self, template: Template) -> int:
         """Count the clones of a template that wait."""

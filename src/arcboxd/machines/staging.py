@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import AsyncIterator
 
-from arcboxd import aio
-from arcboxd.domain.guest import ExecInput, ExecSpec
+from arcboxd.domain.guest import ExecSpec
 from arcboxd.errors import ArcboxError
 from arcboxd.machines import template as templates
 from arcboxd.machines.context import Context
+from arcboxd.machines.guest import no_input
 from arcboxd.machines.launch import first_answer, vm_config
 from arcboxd.machines.staged import Pool, Staged
 from arcboxd.machines.template_store import Template
@@ -22,6 +20,7 @@ from arcboxd.settings import MIB, host_memory_bytes
 
 _log = logging.getLogger(__name__)
 
+_KEEPER = "staged clones"
 _WATCH_S = 5.0
 _ANSWER_S = 10.0
 _ROUNDS = 4
@@ -38,9 +37,8 @@ def want(ctx: Context, template: Template) -> None:
         return
     pool.wanted = template
     pool.changed.set()
-    if pool.keeper is None or pool.keeper.done():
-        pool.keeper = aio.spawn(_keep(ctx, pool), name="staged clones")
-        ctx.background.add(pool.keeper)
+    if not ctx.works_on(_KEEPER):
+        ctx.in_background(_keep(ctx, pool), _KEEPER)
 
 
 async def _keep(ctx: Context, pool: Pool) -> None:
@@ -73,7 +71,7 @@ def under_pressure() -> bool:
 
 async def _stage(ctx: Context, template: Template) -> Staged:
     machine = templates.stand_in(ctx, templates.spec(template), template.shape.image_key)
-    paths = MachinePaths(ctx.paths.work / secrets.token_hex(6))
+    paths = MachinePaths(ctx.paths.work / machine.id)
     config = await vm_config(ctx, machine, paths)
     async with Undo() as undo:
         paths.directory.mkdir(mode=0o700, parents=True)
@@ -86,7 +84,7 @@ async def _stage(ctx: Context, template: Template) -> Staged:
             async with asyncio.timeout(timeout_s):
                 for _ in range(_ROUNDS):
                     await agent.settle(timeout_s)
-                    async for _output in agent.exec(ExecSpec(("true",)), _nothing()):
+                    async for _output in agent.exec(ExecSpec(("true",)), no_input()):
                         pass
                     await agent.ping("")
         except TimeoutError as error:
@@ -96,10 +94,3 @@ async def _stage(ctx: Context, template: Template) -> Staged:
         await vm.pause()
         undo.pop_all()
     return Staged(template, vm, paths)
-
-
-async def _nothing() -> AsyncIterator[ExecInput]:
-    """Give no input."""
-    inputs: tuple[ExecInput, ...] = ()
-    for each in inputs:
-        yield each

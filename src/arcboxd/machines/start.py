@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Unpack
@@ -83,9 +83,7 @@ async def _boot(ctx: Context, machine: Machine) -> None:
             await _cold(ctx, machine, config, why)
         undo.pop_all()
     if not why:
-        task = aio.spawn(_begin(ctx, machine), name=f"services of {machine.spec.name}")
-        ctx.background.add(task)
-        task.add_done_callback(ctx.background.discard)
+        ctx.in_background(_begin(ctx, machine), f"services of {machine.spec.name}")
     elif why == NONE_FITS:
         template.make_soon(ctx, machine)
 
@@ -256,28 +254,25 @@ async def _launch(
 ) -> Vm:
     """Launch with a port for SSH, and record the process and what else has changed."""
     ctx.paths.machine(machine.id).console_log.unlink(missing_ok=True)
-    async for port in ssh_ports(ctx, machine):
-        try:
-            vm = await launch((ssh.forward(port),))
-        except NoRoomError:
-            # Another program was quicker to take the port that was free a moment ago.
-            continue
-        try:
-            # At once: from here on a daemon that dies leaves a process that the next one can find.
-            changes |= {
-                "process": vm.process,
-                "accelerator": ctx.hypervisor.accelerator.name,
-            }
-            await ctx.registry.change(machine.id, **changes)
-        except BaseException:
-            await complete(vm.kill())
-            raise
-        return vm
-    raise NoRoomError("no TCP port of 127.0.0.1 stayed free for long enough")
+    vm = await on_a_port(ctx, machine, launch)
+    try:
+        # At once: from here on a daemon that dies leaves a process that the next one can find.
+        changes |= {"process": vm.process, "accelerator": ctx.hypervisor.accelerator.name}
+        await ctx.registry.change(machine.id, **changes)
+    except BaseException:
+        await complete(vm.kill())
+        raise
+    return vm
 
 
-async def ssh_ports(ctx: Context, machine: Machine) -> AsyncIterator[int]:
-    """Give ports to try for a machine's SSH, first the one that it had; each is recorded."""
+async def on_a_port(
+    ctx: Context, machine: Machine, launch: Callable[[tuple[Forward, ...]], Awaitable[Vm]]
+) -> Vm:
+    """Launch with a port for SSH, the one that the machine had if that is free; it is recorded.
+
+    Raises:
+        NoRoomError: None stayed free for long enough.
+    """
     taken = frozenset(m.ssh_port for m in ctx.registry.all() if m.id != machine.id and m.ssh_port)
     wanted = machine.ssh_port
     for _ in range(_LAUNCH_TRIES):
@@ -285,8 +280,12 @@ async def ssh_ports(ctx: Context, machine: Machine) -> AsyncIterator[int]:
         if port != machine.ssh_port:
             machine = await ctx.registry.change(machine.id, ssh_port=port)
             ssh.write_config(machine, ctx.paths.machine(machine.id))
-        yield port
-        wanted, taken = 0, taken | {port}
+        try:
+            return await launch((ssh.forward(port),))
+        except NoRoomError:
+            # Another program was quicker to take the port that was free a moment ago.
+            wanted, taken = 0, taken | {port}
+    raise NoRoomError("no TCP port of 127.0.0.1 stayed free for long enough")
 
 
 async def _watch(ctx: Context, machine_id: str, running: Running) -> None:

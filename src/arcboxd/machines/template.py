@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arcboxd import aio
 from arcboxd.domain.guest import Identity
 from arcboxd.domain.image import ProgressFn
 from arcboxd.domain.machine import Boot, Machine, MachineSpec, MachineState
@@ -122,7 +121,7 @@ def make_soon(ctx: Context, machine: Machine) -> None:
     if ctx.settings.templates != "auto":
         return
     name = f"template of {machine.spec.distro}"
-    if any(task.get_name() == name for task in ctx.background):
+    if ctx.works_on(name):
         return
 
     async def work() -> None:
@@ -132,9 +131,7 @@ def make_soon(ctx: Context, machine: Machine) -> None:
         except ArcboxError as error:
             _log.warning("no template was made of machine %s: %s", machine.spec.name, error)
 
-    task = aio.spawn(work(), name=name)
-    ctx.background.add(task)
-    task.add_done_callback(ctx.background.discard)
+    ctx.in_background(work(), name)
 
 
 async def choose(ctx: Context, machine: Machine, config: VmConfig) -> Template | str:

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from arcboxd import durable
 from arcboxd.errors import InvalidArgumentError, StoreError, TemplateNotFoundError
 from arcboxd.paths import Paths, TemplatePaths
 
@@ -159,7 +160,7 @@ class TemplateStore:
             _seal(made, {**facts, "format": _FORMAT, "key": key, "shape": asdict(shape)})
             target = TemplatePaths(self._paths.templates / key)
             made.directory.rename(target.directory)
-            _sync(self._paths.templates)
+            durable.sync(self._paths.templates)
             template = _read(target)
         except OSError as error:
             raise StoreError(f"cannot keep the template: {error}") from error
@@ -225,20 +226,12 @@ def _seal(made: TemplatePaths, manifest: dict[str, object]) -> None:
     for path in (made.memory, made.state, made.disk):
         # Nothing writes to them from now on, though QEMU opens RAM for writing to map it privately.
         path.chmod(0o600 if path == made.memory else 0o400)
-        _sync(path)
+        durable.sync(path)
         found = path.stat()
         files[path.name] = [found.st_size, found.st_mtime_ns]
     made.manifest.write_text(json.dumps({**manifest, "files": files}, indent=1))
-    _sync(made.manifest)
-    _sync(made.directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.sync(made.manifest)
+    durable.sync(made.directory)
 
 
 def _allocated(directory: Path) -> int:

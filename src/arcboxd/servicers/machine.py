@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
-from arcboxd.domain.guest import ExecInput
+from arcboxd.machines.guest import no_input
 from arcboxd.machines.service import Machines
 from arcboxd.machines.validate import NewMachine
 from arcboxd.servicers.chunks import closing, pieces
@@ -112,7 +112,7 @@ class MachineService(machine_pb2_grpc.MachineServiceServicer):
         context: Context[machine_pb2.MachineExecRequest, machine_pb2.MachineExecOutput],  # noqa: ARG002
     ) -> AsyncGenerator[machine_pb2.MachineExecOutput, None]:
         spec = convert.machine_exec_spec(request)
-        outputs = await self._machines.exec(request.id, spec, _no_input())
+        outputs = await self._machines.exec(request.id, spec, no_input())
         async with closing(outputs):
             async for output in outputs:
                 for piece in pieces(output):
@@ -132,10 +132,3 @@ class MachineService(machine_pb2_grpc.MachineServiceServicer):
             identity_file=str(info.identity_file),
             command=info.command,
         )
-
-
-async def _no_input() -> AsyncIterator[ExecInput]:
-    """Give nothing: the contract's Exec has no standard input."""
-    nothing: tuple[ExecInput, ...] = ()
-    for item in nothing:
-        yield item

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from arcboxd import durable
 from arcboxd.domain.machine import Machine
 from arcboxd.errors import StoreError
 from arcboxd.paths import Paths
@@ -134,7 +134,7 @@ class MachineDatabase:
             record = self._paths.machine(machine.id).record
             # Before its directory is made, and after it is gone, a machine is in the database only.
             if record.parent.is_dir():
-                write_durably(record, json.dumps(to_fields(machine), indent=1).encode())
+                durable.write(record, json.dumps(to_fields(machine), indent=1).encode())
 
     def _delete(self, machine_id: str) -> None:
         with self._db:
@@ -192,19 +192,3 @@ def _records(machines: Path) -> list[Machine]:
             continue
         found[machine.spec.name] = machine
     return list(found.values())
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file, with mode 0600, so that a power cut leaves either the old or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from arcboxd import durable
 from arcboxd.domain.machine import Boot
 from arcboxd.errors import CorruptError, NoRoomError, StoreError
-from arcboxd.machines import durable, saved
+from arcboxd.machines import saved
 from arcboxd.paths import MachinePaths, SavedPaths
 
 FIELDS = {

@@ -30,14 +30,17 @@ def storing(what: str) -> Iterator[None]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, in place of the one that is there, at one stroke and durably.
+    """Write a file with mode 0600, in place of the one that is there, at one stroke and durably.
 
     Raises:
         OSError: The file is as it was.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    sync(temporary)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
     temporary.rename(path)
     sync(path.parent)
 
