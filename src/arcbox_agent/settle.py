@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from arcbox_agent import configure, forker
 from arcbox_agent.programs import run
+from arcbox_agent.threads import in_thread
 from arcboxd.errors import ArcboxError, TooLateError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
@@ -155,7 +156,8 @@ async def settle(
         async with asyncio.timeout(timeout_s):
             await system.wait_booted()
             doing = "come to rest"
-            _import_all()
+            # In threads what may take long: a host that hears nothing for a while ends the session.
+            await in_thread(_import_all, name="import")
             await configure.background_ended()
             await system.rehearse()
             await system.wait_at_rest(_WINDOW_S)
@@ -171,9 +173,9 @@ async def settle(
                     warnings.append(f"Could not {what}: {error}.")
             gc.collect()
             gc.freeze()
-            os.sync()
+            await in_thread(os.sync, name="sync")
             await system.wait_at_rest(_LAST_WINDOW_S)
-            os.sync()
+            await in_thread(os.sync, name="sync")
     except TimeoutError as error:
         busy = "; ".join((await system.busy())[:_MAX_NAMED]) or "nothing in particular"
         clone.release()
