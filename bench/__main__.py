@@ -22,6 +22,7 @@ NAMES = (
     "many",
     "clones",
     "calls",
+    "docker",
 )
 PLOTS = "plots"
 LIMIT_S = 3600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from arcboxd.client.views import NewMachine
+from arcboxd.domain.machine import NewMachine
 from arcboxd.settings import MIB
 from bench.exec import p50
 from bench.figures import Figure, Wanted

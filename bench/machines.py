@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arcboxd.client.client import Client
-from arcboxd.client.views import NewMachine, NewTemplate
+from arcboxd.client.views import NewTemplate
 from arcboxd.domain.guest import ExecExit, ExecSpec
+from arcboxd.domain.machine import NewMachine
 from arcboxd.errors import UnsupportedError
 from bench.figures import NotAvailableError
 from bench.host import CPUS, MEMORY_BYTES

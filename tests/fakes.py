@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from arcboxd.daemon.parts import Parts
@@ -21,19 +23,33 @@ from arcboxd.domain.guest import (
     StdinEnd,
     SystemInfo,
 )
-from arcboxd.domain.image import BaseImage, BootAssets, ProgressFn
+from arcboxd.domain.image import BaseImage, BootAssets, NewImage, ProgressFn
 from arcboxd.domain.machine import Machine, ProcessIdentity
+from arcboxd.domain.ports import GuestEvent
+from arcboxd.domain.runtime import SERVICES, RuntimeAnswer, RuntimeStatus, ServiceStatus
 from arcboxd.errors import (
     AgentUnreachableError,
     HypervisorError,
     InvalidArgumentError,
+    LinkError,
     NoRoomError,
+    PreconditionError,
     TooLateError,
 )
-from arcboxd.hypervisor.base import Accelerator, Forward, Hardware, SavedState, VmConfig
+from arcboxd.hypervisor.base import (
+    Accelerator,
+    Forward,
+    Hardware,
+    SavedState,
+    ShareSlot,
+    VmConfig,
+)
+from arcboxd.link.stream import Stream
 from arcboxd.machines import disk_snapshots
 from arcboxd.paths import MachinePaths
 from arcboxd.process import ProcessHandle, spawn_detached
+from tests.docker_guest import LinkedGuest
+from tests.port_guest import PortGuest
 
 STATE = b"the state of a machine"
 INFO = SystemInfo(
@@ -52,6 +68,28 @@ INFO = SystemInfo(
 
 
 @dataclass
+class FakeRuntime:
+    """The container runtime of every machine, and its disk."""
+
+    bundle: Path | None = Path("/dev/null")
+    """None: it is not built yet."""
+    built: int = 0
+    build_gate: asyncio.Event | None = None
+    build_fails: Exception | None = None
+    ready: set[str] = field(default_factory=set)
+    asked: list[tuple[str, bool]] = field(default_factory=list)
+    failure: str = ""
+    """Why it does not start; empty: it does, once there is a disk."""
+    patient: bool = True
+    """Wait for the disk."""
+    needs_disk: bool = True
+    gate: asyncio.Event | None = None
+    dockerd: Path | None = None
+    """What answers behind the guest's Docker socket, while the runtime is ready."""
+    links: list[LinkedGuest] = field(default_factory=list)
+
+
+@dataclass
 class World:
     """What the fakes do, and what was done to them; a test changes it as it goes."""
 
@@ -67,6 +105,7 @@ class World:
     """How many launches fail because another program was quicker to take the port."""
     console: str = "[    0.000000] Linux version 6.1.0-fake\n"
     vms: dict[str, FakeVm] = field(default_factory=dict)
+    agents: dict[str, FakeAgent] = field(default_factory=dict)
     configs: list[VmConfig] = field(default_factory=list)
     identities: list[Identity] = field(default_factory=list)
     specs: list[ExecSpec] = field(default_factory=list)
@@ -82,6 +121,18 @@ class World:
     """What was done to machines that matters in its order."""
     launched: dict[str, VmConfig] = field(default_factory=dict)
     clocks_set: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+    """What guests have."""
+    runtime: FakeRuntime = field(default_factory=FakeRuntime)
+    shares: dict[str, dict[ShareSlot, Path]] = field(default_factory=dict)
+    """What is plugged into each machine, by its name."""
+    mounted: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What each guest has mounted: the tag, by the path."""
+    mounts_fail: set[str] = field(default_factory=set)
+    mounts_busy: set[str] = field(default_factory=set)
+    forwards: dict[str, list[Forward]] = field(default_factory=dict)
+    """What each machine's process forwards, by its name; it outlives a daemon."""
+    guests: dict[str, PortGuest] = field(default_factory=lambda: defaultdict(PortGuest))
     restored: list[SavedState] = field(default_factory=list)
     resized: dict[str, int] = field(default_factory=dict)
     board: str = "fake-1"
@@ -98,7 +149,7 @@ class FakeVm:
     def __init__(self, world: World, handle: ProcessHandle, config: VmConfig) -> None:
         self._world = world
         self._handle = handle
-        self._forwards = list(config.forwards)
+        self._forwards = world.forwards.setdefault(config.name, list(config.forwards))
         self._paths = config.paths
         self.name = config.name
         self.detached = False
@@ -142,6 +193,8 @@ class FakeVm:
             agent_disk=config.assets.agent_disk,
             data_disks=tuple(disk.name for disk in config.data_disks),
             balloon=config.balloon,
+            runtime_disk=config.runtime_disk,
+            pluggable=config.pluggable,
         )
 
     async def snapshot_disks(self, tag: str) -> None:
@@ -158,6 +211,21 @@ class FakeVm:
         volumes = self._paths.directory.parents[1] / "volumes" / self._paths.directory.name
         data = self._world.launched[self.name].data_disks
         return [self._paths.disk, *(volumes / disk.path.name for disk in data)]
+
+    async def plug_runtime(self, disk: Path) -> None:
+        config = self._world.launched[self.name]
+        self._world.launched[self.name] = replace(config, runtime_disk=disk)
+
+    async def plug_share(self, slot: ShareSlot, directory: Path) -> None:
+        if not self._world.monitor_answers:
+            raise HypervisorError("the monitor does not answer")
+        self._world.shares.setdefault(self.name, {})[slot] = directory
+
+    async def unplug_share(self, slot: ShareSlot, timeout_s: float) -> None:
+        self._world.shares.get(self.name, {}).pop(slot, None)
+
+    async def shares(self) -> tuple[ShareSlot, ...]:
+        return tuple(sorted(self._world.shares.get(self.name, {})))
 
     def rehome(self, paths: MachinePaths) -> None:
         for name in ("template_disk", "disk", "console_log", "qemu_log"):
@@ -181,15 +249,23 @@ class FakeVm:
         await self._handle.wait()
 
     def die(self) -> None:
+        self._world.runtime.ready.discard(self.name)
         self._handle.signal(signal.SIGKILL)
 
     async def forwards(self) -> tuple[Forward, ...]:
+        if not self._world.monitor_answers:
+            raise HypervisorError("the monitor does not answer")
         return tuple(self._forwards)
 
     async def add_forward(self, forward: Forward) -> None:
+        if not self._world.monitor_answers:
+            raise HypervisorError("the monitor does not answer")
+        assert forward not in self._forwards
         self._forwards.append(forward)
 
     async def remove_forward(self, forward: Forward) -> None:
+        if not self._world.monitor_answers:
+            raise HypervisorError("the monitor does not answer")
         self._forwards.remove(forward)
 
     async def detach(self) -> None:
@@ -205,7 +281,8 @@ class FakeHypervisor:
         self.accelerator = Accelerator("tcg", "it is a fake", 1.0)
 
     async def fingerprint(self, config: VmConfig) -> str:
-        return f"{self._world.board} {config.assets.key} {config.cpus} {config.memory_bytes}"
+        parts = (config.assets.key, config.cpus, config.memory_bytes, config.runtime_disk)
+        return f"{self._world.board} {' '.join(map(str, parts))}"
 
     async def launch(self, config: VmConfig, state: SavedState | None = None) -> FakeVm:
         if self._world.ports_taken:
@@ -222,6 +299,7 @@ class FakeHypervisor:
         handle = spawn_detached(["sleep", "1000"], log=config.paths.qemu_log)
         self._world.pids.add(handle.identity.pid)
         self._world.launched[config.name] = config
+        self._world.forwards.pop(config.name, None)
         vm = self._world.vms[config.name] = FakeVm(self._world, handle, config)
         if state is not None:
             handle.signal(signal.SIGSTOP)
@@ -246,6 +324,8 @@ class FakeAgent:
         self._world = world
         self._name = name
         self.closed = False
+        self.on_sessions: list[Callable[[], None]] = []
+        self._link: LinkedGuest | None = None
 
     def _check(self) -> None:
         if self.closed or not self._world.agent_answers:
@@ -308,6 +388,16 @@ class FakeAgent:
         self._check()
         return self._world.sshd
 
+    async def watch(self) -> AsyncGenerator[GuestEvent, None]:
+        self._check()
+        async with aclosing(self._world.guests[self._name].watch()) as events:
+            async for event in events:
+                yield event
+
+    async def mmap_read_file(self, path: str, offset: int, length: int) -> bytes:
+        self._check()
+        return self._world.files[path][offset : offset + length]
+
     async def begin(self) -> None:
         self._check()
         self._world.begun.append(self._name)
@@ -315,8 +405,74 @@ class FakeAgent:
     async def settle(self, timeout_s: float) -> None:
         self._check()
 
+    async def open_stream(self, target: str) -> Stream:
+        if self.closed or not self._world.agent_answers:
+            raise LinkError(f"there is no link to the agent of machine {self._name!r}")
+        if self._link is None:
+            runtime = self._world.runtime
+            self._link = LinkedGuest(lambda: runtime.dockerd if self.runtime_ready else None)
+            runtime.links.append(self._link)
+        return await self._link.open_stream(target)
+
+    @property
+    def runtime_ready(self) -> bool:
+        return self._name in self._world.runtime.ready
+
+    async def ensure_runtime(self, *, start_if_needed: bool, timeout_s: float) -> RuntimeAnswer:
+        self._check()
+        runtime = self._world.runtime
+        runtime.asked.append((self._name, start_if_needed))
+        status = "reused"
+        if not self.runtime_ready and start_if_needed:
+            if runtime.gate is not None:
+                await runtime.gate.wait()
+            deadline = asyncio.get_running_loop().time() + min(timeout_s, 60)
+            while runtime.patient and self._world.launched[self._name].runtime_disk is None:
+                await asyncio.sleep(0.01)
+                if asyncio.get_running_loop().time() > deadline:
+                    raise AgentUnreachableError("the agent did not answer in time")
+            disk = self._world.launched[self._name].runtime_disk
+            if not runtime.failure and (disk is not None or not runtime.needs_disk):
+                runtime.ready.add(self._name)
+            status = "started"
+        if not self.runtime_ready:
+            return RuntimeAnswer(False, "", runtime.failure or "dockerd is not running", "failed")
+        return RuntimeAnswer(True, "unix:///var/run/docker.sock", "", status)
+
+    async def runtime_status(self) -> RuntimeStatus:
+        self._check()
+        ready = self.runtime_ready
+        services = tuple(
+            ServiceStatus(name, "ready" if ready else "not_ready", "1.0" if ready else "")
+            for name in SERVICES
+        )
+        return RuntimeStatus(ready, ready, "unix:///var/run/docker.sock", "", services)
+
     async def sync_clock(self) -> None:
         self._world.clocks_set += 1
+
+    async def mount(self, tag: str, filesystem: str, path: str, *, readonly: bool) -> None:
+        self._check()
+        if tag not in {slot.tag for slot in self._world.shares.get(self._name, {})}:
+            raise AgentUnreachableError(f"there is no device {tag!r}")
+        if path in self._world.mounts_fail:
+            raise PreconditionError(f"{path} cannot be mounted in the guest")
+        self._world.mounted.setdefault(self._name, {})[path] = f"{tag}{':ro' * readonly}"
+
+    async def unmount(self, path: str) -> None:
+        self._check()
+        if path in self._world.mounts_busy:
+            raise PreconditionError(f"{path} is in use in the guest by vi (7)")
+        self._world.mounted.get(self._name, {}).pop(path, None)
+
+    def on_session(self, call: Callable[[], None]) -> None:
+        self.on_sessions.append(call)
+
+    def new_session(self) -> None:
+        """Do as after the guest's reboot."""
+        self._world.runtime.ready.discard(self._name)
+        for call in self.on_sessions:
+            call()
 
     async def shutdown(self, grace_s: int) -> None:
         self._check()
@@ -326,6 +482,9 @@ class FakeAgent:
     async def close(self) -> None:
         if not self.closed:
             self._world.steps.append("close")
+            self._world.guests[self._name].lose()
+        if self._link is not None:
+            self._link.close()
         self.closed = True
 
 
@@ -340,11 +499,30 @@ class FakeConnector:
     ) -> FakeAgent:
         if identity is not None:
             self._world.identities.append(identity)
-        return FakeAgent(self._world, machine.spec.name)
+        agent = self._world.agents[machine.spec.name] = FakeAgent(self._world, machine.spec.name)
+        return agent
 
 
 class FakeAssets:
     """Boot files that nothing reads."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def find_runtime(self, arch: str) -> Path | None:
+        return self._world.runtime.bundle
+
+    async def runtime(self, arch: str, progress: ProgressFn) -> Path:
+        runtime = self._world.runtime
+        progress("building the container runtime", 0, 1)
+        runtime.built += 1
+        if runtime.build_gate is not None:
+            await runtime.build_gate.wait()
+        if runtime.build_fails is not None:
+            raise runtime.build_fails
+        progress("building the container runtime", 1, 1)
+        runtime.bundle = Path("/dev/null")
+        return runtime.bundle
 
     async def ensure(self, arch: str, progress: ProgressFn) -> BootAssets:
         nothing = Path("/dev/null")
@@ -382,9 +560,27 @@ class FakeImages:
     async def get(self, key: str) -> BaseImage | None:
         return await self.find("debian", "12", "x86_64") if key == "image-1" else None
 
+    async def pull(self, distro: str, version: str, arch: str, progress: ProgressFn) -> BaseImage:
+        distro, version = self.resolve(distro, version, arch)
+        return await self.ensure(distro, version, arch or "x86_64", progress)
+
+    async def import_file(self, new: NewImage, progress: ProgressFn) -> BaseImage:
+        raise InvalidArgumentError(f"{new.path} is no image")
+
+    async def remove(self, image: BaseImage) -> int:
+        self._path.unlink()
+        return 4096
+
+    async def verify(self, image: BaseImage) -> list[str]:
+        return [] if self._path.stat().st_size == image.virtual_bytes else [self._path.name]
+
+    async def list(self) -> list[BaseImage]:
+        found = await self.find("debian", "12", "x86_64")
+        return [found] if found is not None and self._path.exists() else []
+
 
 def parts(world: World, cache: Path) -> Parts:
     """Give a daemon's parts, all of one world."""
     return Parts(
-        FakeHypervisor(world), FakeConnector(world), FakeAssets(), FakeImages(world, cache)
+        FakeHypervisor(world), FakeConnector(world), FakeAssets(world), FakeImages(world, cache)
     )

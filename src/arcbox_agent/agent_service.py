@@ -1,11 +1,12 @@
 """AgentService: the part of the published contract that the guest serves."""
 
-# Imports come late: start-up takes long under emulation.
-# ruff: noqa: PLC0415
+# pathlib is not imported and imports come late: start-up takes long under emulation.
+# ruff: noqa: PLC0415, PTH112
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,11 +18,19 @@ from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 if TYPE_CHECKING:
     import asyncio
 
+    from arcbox_agent.cgroup import Cgroups
     from arcbox_agent.clone import Clone
     from arcbox_agent.kernel import Kernel
+    from arcbox_agent.runtime import Runtime
+    from arcbox_agent.watch import Watch
     from arcboxd.wire.pb.arcbox.v1 import common_pb2
 
+SERVICES = "run/arcbox/services"
+"""The records of the services under supervision."""
+
 _CLOCK_TOLERANCE_S = 1
+_CONTAINERS_S = 10.0  # for dockerd to stop containers, of the grace of a shutdown
+_LEAST_GRACE_S = 1.0
 _MAX_UNIX_S = 1 << 33  # the year 2242: beyond it nobody is serious
 
 _log = logging.getLogger(__name__)
@@ -30,11 +39,16 @@ _log = logging.getLogger(__name__)
 class AgentService:
     """Serves arcbox.v1.AgentService, one method an RPC. See agent.proto for what each means."""
 
-    def __init__(self, kernel: Kernel, clone: Clone, root: str) -> None:
+    def __init__(
+        self, kernel: Kernel, clone: Clone, root: str, cgroups: Cgroups, watch: Watch
+    ) -> None:
         """Serve for the system whose files lie below `root`."""
         self._kernel = kernel
         self._clone = clone
         self._root = root
+        self._cgroups = cgroups
+        self._watch = watch
+        self._runtime: Runtime | None = None
         self._shutdown: asyncio.Task[None] | None = None
 
     async def Ping(self, request: agent_pb2.AgentPingRequest) -> agent_pb2.AgentPingResponse:
@@ -53,13 +67,45 @@ class AgentService:
 
         return sysinfo.read(self._root)
 
-    async def EnsureRuntime(self, _request: agent_pb2.RuntimeEnsureRequest) -> NoReturn:
-        """Refuse: not in this version."""
-        raise _unsupported("container runtime")
+    async def EnsureRuntime(
+        self, request: agent_pb2.RuntimeEnsureRequest
+    ) -> agent_pb2.RuntimeEnsureResponse:
+        """Bring containerd and dockerd up, or only look whether they are."""
+        return await self.runtime().ensure(start=request.start_if_needed)
 
-    async def GetRuntimeStatus(self, _request: agent_pb2.RuntimeStatusRequest) -> NoReturn:
-        """Refuse: not in this version."""
-        raise _unsupported("container runtime")
+    async def GetRuntimeStatus(
+        self, _request: agent_pb2.RuntimeStatusRequest
+    ) -> agent_pb2.RuntimeStatusResponse:
+        """Say how containerd, dockerd and runc are."""
+        return await self.runtime().status()
+
+    def runtime(self) -> Runtime:
+        """Give the container runtime, which takes over what an agent before this one started."""
+        if self._runtime is None:
+            from arcbox_agent.runtime import Runtime
+            from arcbox_agent.runtime_system import NoRuntimeSystem, RuntimeSystem
+            from arcbox_agent.supervisor import Supervisor
+
+            system = (NoRuntimeSystem if self._root else RuntimeSystem)(self._cgroups)
+            supervisor = Supervisor(self._cgroups, f"{self._root}/{SERVICES}")
+            supervisor.adopt()
+            self._runtime = Runtime(
+                supervisor,
+                system,
+                self._watch,
+                user=self._user,
+                root=self._root,
+                hierarchy=self._cgroups.hierarchy,
+            )
+        return self._runtime
+
+    def _user(self) -> str:
+        return self._clone.configured.user.name
+
+    def take_over_services(self) -> None:
+        """See to the services that an agent before this one started, if there are any."""
+        if os.path.isdir(f"{self._root}/{SERVICES}"):
+            self.runtime()
 
     async def StartKubernetes(self, _request: agent_pb2.KubernetesStartRequest) -> NoReturn:
         """Refuse: not in this version."""
@@ -90,7 +136,28 @@ class AgentService:
         """Start the shutdown; an answer can leave first. A grace of 0 is the usual one."""
         self._clone.begin()
         if self._shutdown is None or self._shutdown.done():
-            self._shutdown = aio.spawn(self._kernel.shut_down(grace_s), name="shutdown")
+            self._shutdown = aio.spawn(self._shut_down(grace_s), name="shutdown")
+
+    async def finish(self) -> None:
+        """See that containers do not keep init from going down, if that is why the agent ends."""
+        if self._runtime is not None:
+            from arcbox_agent.runtime_end import end_with_init
+
+            await end_with_init(self._cgroups.hierarchy)
+
+    async def _shut_down(self, grace_s: float) -> None:
+        """Stop containers in order, which init knows nothing of, then everything."""
+        if self._runtime is not None:
+            from arcbox_agent.shutdown import DEFAULT_GRACE_S
+
+            began = time.monotonic()
+            grace_s = grace_s or DEFAULT_GRACE_S
+            try:
+                await self._runtime.shut_down(min(_CONTAINERS_S, grace_s / 2))
+            except Exception:  # noqa: BLE001  the machine must go down whatever happens
+                _log.exception("the containers could not be stopped in order")
+            grace_s = max(_LEAST_GRACE_S, grace_s - (time.monotonic() - began))
+        await self._kernel.shut_down(grace_s)
 
     async def DiskTrim(self, _request: agent_pb2.DiskTrimRequest) -> agent_pb2.DiskTrimResponse:
         """Trim every data filesystem."""

@@ -25,13 +25,17 @@ class Cgroup:
 
     __slots__ = ("fd", "path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, may_exist: bool = False) -> None:
         """Make the group.
 
         Raises:
-            OSError: The hierarchy does not allow it.
+            OSError: The hierarchy does not allow it, or it exists and may not.
         """
-        os.mkdir(path, 0o755)
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            if not may_exist:
+                raise
         self.path = path
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -40,6 +44,14 @@ class Cgroup:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def pids(self) -> list[int]:
+        """List the processes in the group; none where it cannot be read."""
+        try:
+            with open(f"{self.path}/cgroup.procs", encoding="ascii") as procs:
+                return [int(line) for line in procs]
+        except OSError:
+            return []
 
     def kill(self) -> None:
         """Kill every process in the group, those that are being forked included."""
@@ -54,12 +66,7 @@ class Cgroup:
             _write(f"{self.path}/cgroup.freeze", b"1")
         except OSError as error:
             _log.debug("cannot freeze %s: %s", self.path, error)
-        try:
-            with open(f"{self.path}/cgroup.procs", encoding="ascii") as procs:
-                pids = [int(line) for line in procs]
-        except OSError:
-            return
-        for pid in pids:
+        for pid in self.pids():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -96,6 +103,12 @@ class Cgroups:
             self._tried = True
             self._set_up()
 
+    @property
+    def hierarchy(self) -> str:
+        """Where the whole hierarchy is mounted; empty where there is none."""
+        self.prepare()
+        return "" if self._parent is None else self._mount_point
+
     def create(self) -> Cgroup | None:
         """Make a new group, or answer None where the kernel offers none."""
         self.prepare()
@@ -111,6 +124,20 @@ class Cgroups:
             except OSError as error:
                 _log.warning("no cgroup for a process: %s", error)
                 return None
+
+    def of_service(self, name: str) -> Cgroup | None:
+        """Open the group of a service, made if it is missing; None where the kernel offers none.
+
+        It stays when the service ends: what the service leaves running may live in it.
+        """
+        self.prepare()
+        if self._parent is None:
+            return None
+        try:
+            return Cgroup(f"{self._parent}/service-{name}", may_exist=True)
+        except OSError as error:
+            _log.warning("no cgroup for the service %s: %s", name, error)
+            return None
 
     def discard(self, group: Cgroup) -> None:
         """Remove a group now, or as soon as the last process in it has ended."""

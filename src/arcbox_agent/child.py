@@ -110,6 +110,28 @@ def start(command: Command, group: Cgroup | None, *, stdin: bool) -> tuple[int, 
     return pid, pipes
 
 
+def start_with(
+    command: Command, group: Cgroup | None, stdio: tuple[int, int, int]
+) -> tuple[int, int]:
+    """Fork and exec with the caller's descriptors for 0 to 2, none of which may be 0 to 2 itself.
+
+    Returns:
+        The pid, and the descriptor for `read_failure` after the child's end.
+
+    Raises:
+        OSError: There was no descriptor or process left to make one of.
+    """
+    ends = _Ends()
+    try:
+        failure, our_failure = ends.pipe()
+        return _run(command, group, stdio, failure), our_failure
+    except BaseException:
+        ends.close_ours()
+        raise
+    finally:
+        ends.close_theirs()
+
+
 class _Ends:
     """The descriptors being made for a child: what it gets, and what the agent keeps."""
 

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
     from arcbox_agent.cgroup import Cgroups
     from arcbox_agent.clone import Clone
     from arcbox_agent.kernel import Kernel
+    from arcbox_agent.watch import Watch
+    from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 
 
 class GuestService:
     """Serves arcbox.ext.v1.GuestService, one method an RPC. See guest.proto for what each means."""
 
-    def __init__(self, kernel: Kernel, cgroups: Cgroups, clone: Clone, root: str) -> None:
+    def __init__(
+        self, kernel: Kernel, cgroups: Cgroups, clone: Clone, root: str, watch: Watch
+    ) -> None:
         """Serve for the system whose files lie below `root`."""
+        self._watch = watch
         self._kernel = kernel
         self._cgroups = cgroups
         self._clone = clone
@@ -63,3 +68,27 @@ class GuestService:
         self._clone.begin()  # it may be the SSH server that is waited for
         await wait_for_port(request.port, request.timeout_millis / 1000)
         return guest_pb2.WaitForPortResponse()
+
+    async def Watch(
+        self, stream: MessageStream[guest_pb2.WatchGuestRequest, guest_pb2.GuestEvent]
+    ) -> None:
+        """Tell what the daemon has to act on."""
+        await self._watch.serve(stream, f"{self._root}/var/run/docker.sock")
+
+    async def MmapReadFile(
+        self, request: agent_pb2.MmapReadFileRequest
+    ) -> agent_pb2.MmapReadFileResponse:
+        """Read a file through a shared mapping."""
+        from arcbox_agent import mmap_read
+
+        return await mmap_read.read(request)
+
+    async def Mount(self, request: guest_pb2.MountRequest) -> guest_pb2.MountResponse:
+        """Mount a directory of the host."""
+        await self._kernel.mount_share(request, self._cgroups)
+        return guest_pb2.MountResponse()
+
+    async def Unmount(self, request: guest_pb2.UnmountRequest) -> guest_pb2.UnmountResponse:
+        """Unmount a directory of the host."""
+        await self._kernel.unmount_share(request)
+        return guest_pb2.UnmountResponse()

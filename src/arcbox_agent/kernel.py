@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from arcbox_agent.cgroup import Cgroups
     from arcbox_agent.settle import System
+    from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
@@ -72,6 +73,18 @@ class Kernel:
 
         grow_root()
 
+    async def mount_share(self, request: guest_pb2.MountRequest, cgroups: Cgroups) -> None:
+        """Mount a directory of the host. Raises the errors of `shares.mount`."""
+        from arcbox_agent.shares import mount
+
+        await mount(request, cgroups)
+
+    async def unmount_share(self, request: guest_pb2.UnmountRequest) -> None:
+        """Unmount it. Raises the errors of `shares.unmount`."""
+        from arcbox_agent.shares import unmount
+
+        await unmount(request)
+
     async def shut_down(self, grace_s: float) -> None:
         """End all processes in order and power off."""
         from arcbox_agent.shutdown import LinuxSystem, shut_down
@@ -120,6 +133,12 @@ class NoKernel(Kernel):
 
     def grow_root(self) -> None:
         """Leave the disk."""
+
+    async def mount_share(self, request: guest_pb2.MountRequest, cgroups: Cgroups) -> None:
+        """Leave the tree."""
+
+    async def unmount_share(self, request: guest_pb2.UnmountRequest) -> None:
+        """Leave the tree."""
 
     async def shut_down(self, grace_s: float) -> None:
         """Go on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from arcboxd.errors import LinkError
 from arcboxd.link.call import CALL
 from arcboxd.link.guest_port import open_port
 from arcboxd.link.peer import Peer
-from arcboxd.link.proxy import proxy
+from arcboxd.link.pump import pump
 from arcboxd.link.transport import StreamTransport
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def _find_device() -> str | None:
 class Targets:
     """What streams can be opened to.
 
-    They are `grpc`, `call:/SERVICE/METHOD`, `ping`, `clock`, `unix:PATH` and `tcp:HOST:PORT`.
+    They are `grpc`, `call:/SERVICE/METHOD`, `ping`, `clock`, `unix:PATH`, `tcp:HOST:PORT` and
+    `udp:HOST:PORT`.
     """
 
     def __init__(self, served: dict[str, Method], kernel: Kernel) -> None:
@@ -127,11 +129,12 @@ class Targets:
         if target == "clock":
             return self._clock
         if kind == "unix" and address.startswith("/"):
-            return lambda stream: _connect(stream, asyncio.open_unix_connection(address))
-        if kind == "tcp" and host and port.isascii() and port.isdigit() and int(port) < 1 << 16:
+            return lambda stream: _connect(stream, socket.AF_UNIX, address)
+        is_port = port.isascii() and port.isdigit() and int(port) < 1 << 16
+        if kind in ("tcp", "udp") and host and is_port:
             # Names would be asked of name services, which the bundle does not have.
             host = "127.0.0.1" if host == "localhost" else host.strip("[]")
-            return lambda stream: _connect(stream, asyncio.open_connection(host, int(port)))
+            return lambda stream: _to_port(stream, kind, host, int(port))
         raise LinkError(f"the agent knows no target {target!r}")
 
     async def _grpc(self, stream: Stream) -> None:
@@ -179,14 +182,29 @@ async def _pong(stream: Stream) -> None:
     stream.finish()
 
 
-async def _connect(
-    stream: Stream,
-    connecting: Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]],
-) -> None:
+async def _to_port(stream: Stream, kind: str, host: str, port: int) -> None:
+    if kind == "tcp":
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        await _connect(stream, family, (host, port))
+        return
+    from arcbox_agent import datagrams
+
+    await datagrams.connect(stream, host, port)
+
+
+async def _connect(stream: Stream, family: int, address: str | tuple[str, int]) -> None:
+    sock = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with asyncio.timeout(_CONNECT_S):
-            reader, writer = await connecting
-    except (OSError, TimeoutError) as error:
-        raise LinkError(f"cannot connect to {stream.target}: {error}") from error
+            await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, (OSError, TimeoutError, ValueError)):
+            raise LinkError(f"cannot connect to {stream.target}: {error}") from error
+        raise
     stream.accept()
-    await proxy(stream, reader, writer)
+    await pump(stream, sock)

@@ -20,6 +20,7 @@ from arcbox_agent.cgroup import Cgroups
 from arcbox_agent.clone import Clone
 from arcbox_agent.guest_service import GuestService
 from arcbox_agent.kernel import Kernel, NoKernel
+from arcbox_agent.watch import Watch
 from arcboxd.errors import LinkError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
@@ -105,8 +106,9 @@ async def _serve(options: Options) -> None:
     kernel = NoKernel() if options.root else Kernel()
     cgroups = Cgroups(options.cgroup or "")
     clone = Clone(kernel, cgroups, options.root)
-    agent = AgentService(kernel, clone, options.root)
-    guest = GuestService(kernel, cgroups, clone, options.root)
+    watch = Watch()
+    agent = AgentService(kernel, clone, options.root, cgroups, watch)
+    guest = GuestService(kernel, cgroups, clone, options.root, watch)
     served = methods(
         (
             (agent, agent_pb2.DESCRIPTOR.services_by_name["AgentService"]),
@@ -118,6 +120,7 @@ async def _serve(options: Options) -> None:
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     loop.add_signal_handler(signal.SIGINT, ended.set)
     loop.add_signal_handler(signal.SIGUSR1, agent.begin_shutdown, 0.0)
+    loop.call_soon(agent.take_over_services)
     loop.call_later(_WARM_UP_S, cgroups.prepare)
     if forker.current is not None:
         loop.call_later(_WARM_UP_S, forker.current.prepare)
@@ -133,6 +136,7 @@ async def _serve(options: Options) -> None:
         from arcbox_agent.link import serve
 
         await serve(served, kernel, options.port, ended)
+    await agent.finish()
 
 
 def _tune_garbage_collection() -> None:

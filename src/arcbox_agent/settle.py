@@ -41,12 +41,18 @@ _ROUNDS = 4
 # Whatever the first calls of a clone use. The rest was imported at start, or is imported by these.
 _MODULES = (
     *("accounts", "clone", "configure", "disk", "exec", "kernel", "link", "mounts", "netlink"),
-    *("network", "ports", "process", "processes", "rpc", "shutdown", "syscalls", "sysinfo"),
-    *("threads", "trim", "users"),
+    *("network", "ports", "process", "processes", "rpc", "shares", "shutdown", "syscalls"),
+    *("sysinfo", "threads", "trim", "users"),
 )
 _LIBRARIES = ("ctypes", "socket", "struct", "uuid", "traceback", "linecache", "inspect")
 # What no two machines may share. A folder's contents go, the folder stays.
-_FILES = ("/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret")
+_FILES = (
+    "/var/lib/systemd/random-seed",
+    "/var/lib/systemd/credential.secret",
+    # dockerd draws another at its next start, containerd when it is next asked.
+    "/var/lib/docker/engine-id",
+    "/var/lib/containerd/io.containerd.grpc.v1.introspection/uuid",
+)
 _FOLDERS = ("/var/log/journal", "/run/log/journal")
 _EMPTIED = ("/etc/machine-id", "/var/log/wtmp", "/var/log/btmp", "/var/log/lastlog")
 _DBUS_ID = "/var/lib/dbus/machine-id"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import ctypes
 
-_MS_RDONLY = 1
+MS_RDONLY = 1
 _MS_REMOUNT = 32
 _MS_BIND = 4096
+_UMOUNT_NOFOLLOW = 8
 _RB_POWER_OFF = 0x4321FEDC
 _SYS_CLONE3 = 435  # the same on every architecture that we know
 _CLONE_PARENT = 0x8000
@@ -46,14 +47,24 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def mount(source: str, target: str, filesystem: str, flags: int = 0) -> None:
+def mount(source: str, target: str, filesystem: str, flags: int = 0, options: str = "") -> None:
     """Attach a filesystem to the tree.
 
     Raises:
         OSError: The kernel refused.
     """
     arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(filesystem))
-    _check(_libc().mount(*arguments, flags, None), f"mount {target}")
+    data = os.fsencode(options) or None
+    _check(_libc().mount(*arguments, flags, data), f"mount {target}")
+
+
+def unmount(target: str) -> None:
+    """Take a filesystem out of the tree, once all that was written is where it belongs.
+
+    Raises:
+        OSError: The kernel refused, as it does while it is in use.
+    """
+    _check(_libc().umount2(os.fsencode(target), _UMOUNT_NOFOLLOW), f"unmount {target}")
 
 
 def bind(source: str, target: str) -> None:
@@ -71,7 +82,7 @@ def remount_read_only(target: str) -> None:
     Raises:
         OSError: The kernel refused, as it does while a file is open for writing.
     """
-    flags = _MS_REMOUNT | _MS_RDONLY
+    flags = _MS_REMOUNT | MS_RDONLY
     _check(_libc().mount(None, os.fsencode(target), None, flags, None), f"remount {target}")
 
 

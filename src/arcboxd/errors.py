@@ -67,6 +67,18 @@ class TemplateNotFoundError(ArcboxError):
     kind = ErrorKind.NOT_FOUND
 
 
+class ImageNotFoundError(ArcboxError):
+    """No image has that name, or no source has it."""
+
+    kind = ErrorKind.NOT_FOUND
+
+
+class UnsafeImageError(ArcboxError):
+    """An image holds what could harm the host, and was not opened."""
+
+    kind = ErrorKind.INVALID
+
+
 class MachineExistsError(ArcboxError):
     """The name is taken."""
 
@@ -81,6 +93,30 @@ class SnapshotNotFoundError(ArcboxError):
 
 class SnapshotExistsError(ArcboxError):
     """The machine has a snapshot of that name."""
+
+    kind = ErrorKind.EXISTS
+
+
+class MountNotFoundError(ArcboxError):
+    """The machine has no mount there."""
+
+    kind = ErrorKind.NOT_FOUND
+
+
+class MountExistsError(ArcboxError):
+    """The machine has a mount there, or in the way."""
+
+    kind = ErrorKind.EXISTS
+
+
+class PortNotFoundError(ArcboxError):
+    """The user has forwarded no such port to the machine."""
+
+    kind = ErrorKind.NOT_FOUND
+
+
+class PortExistsError(ArcboxError):
+    """The machine has that port of the host for something else."""
 
     kind = ErrorKind.EXISTS
 
@@ -117,6 +153,12 @@ class AgentUnreachableError(ArcboxError):
 
 class DaemonUnreachableError(ArcboxError):
     """The daemon does not answer, or could not be started."""
+
+    kind = ErrorKind.UNREACHABLE
+
+
+class ImageServerError(ArcboxError):
+    """A server of images, or a registry, does not answer, or not as it should."""
 
     kind = ErrorKind.UNREACHABLE
 

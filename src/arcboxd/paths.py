@@ -62,6 +62,16 @@ class MachinePaths:
         return self.directory / "agent.sock"
 
     @property
+    def docker_socket(self) -> Path:
+        """Serve Docker's API; there while the machine is recorded, whether it runs or not."""
+        return self.directory / "docker.sock"
+
+    @property
+    def runtime_marker(self) -> Path:
+        """Tell, by being there, that the machine has its container runtime whenever it runs."""
+        return self.directory / "runtime"
+
+    @property
     def ssh_key(self) -> Path:
         """Hold the private key that the machine's user accepts."""
         return self.directory / "ssh_key"
@@ -107,6 +117,16 @@ class MachinePaths:
         return self.directory / "snapshots"
 
     @property
+    def ports(self) -> Path:
+        """Hold the user's own forwards."""
+        return self.directory / "ports.json"
+
+    @property
+    def shares(self) -> Path:
+        """Hold a link to each directory of the host that is plugged into the machine, by slot."""
+        return self.directory / "shares"
+
+    @property
     def restoring(self) -> Path:
         """Name the snapshot that the machine is being brought back to; a crash leaves it."""
         return self.directory / "restoring.json"
@@ -147,6 +167,11 @@ class SavedPaths:
     def agent_disk(self) -> Path:
         """Name the agent's disk, which the guest has mounted."""
         return self.directory / "agent"
+
+    @property
+    def runtime_disk(self) -> Path:
+        """Name the container runtime's disk, if the guest has it."""
+        return self.directory / "runtime"
 
 
 @dataclass(frozen=True)
@@ -224,6 +249,26 @@ class Paths:
     def socket(self) -> Path:
         """Serve MachineService; mode 0600."""
         return self.run / "arcbox.sock"
+
+    @property
+    def docker_socket(self) -> Path:
+        """Serve Docker's API of the default machine; mode 0600."""
+        return self.run / "docker.sock"
+
+    @property
+    def docker_contexts(self) -> Path:
+        """Keep which docker context was selected before each of ours."""
+        return self.home / "docker_contexts.json"
+
+    @property
+    def kubernetes(self) -> Path:
+        """Hold which Kubernetes machines get; the user's, and absent unless they want another."""
+        return self.home / "kubernetes.toml"
+
+    @property
+    def kubernetes_contexts(self) -> Path:
+        """Keep which context of kubectl's was selected before each of ours."""
+        return self.home / "kubernetes_contexts.json"
 
     @property
     def lock(self) -> Path:

@@ -8,9 +8,11 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, BinaryIO
 
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.errors import ArcboxError, MissingToolError, TooLateError
@@ -210,3 +212,64 @@ def spawn_detached(
             raise MissingToolError(f"the program {argv[0]!r} is not installed") from error
     pidfd = os.pidfd_open(pid)
     return ProcessHandle(identify(pid) or ProcessIdentity(boot_id(), pid, 0), pidfd)
+
+
+@contextlib.contextmanager
+def reading(argv: Sequence[str], source: BinaryIO) -> Iterator[IO[bytes]]:
+    """Run a program on a file, and give what it writes as it comes; for code without a loop.
+
+    What is left of the output when the body ends is read and thrown away; if the body fails, the
+    program is killed.
+
+    Raises:
+        CommandError: It ended with another status than 0.
+    """
+    with _piped(argv, stdin=source, stdout=subprocess.PIPE) as process:
+        if process.stdout is not None:
+            yield process.stdout
+            while process.stdout.read(1 << 20):
+                pass
+
+
+@contextlib.contextmanager
+def writing(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Iterator[IO[bytes]]:
+    """Run a program that reads what the body writes; for code without a loop.
+
+    Raises:
+        CommandError: It ended with another status than 0.
+    """
+    with _piped(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=env) as process:
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # its status tells more
+                yield process.stdin
+                process.stdin.close()
+
+
+@contextlib.contextmanager
+def _piped(
+    argv: Sequence[str],
+    *,
+    stdin: BinaryIO | int,
+    stdout: int,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    with tempfile.TemporaryFile() as words:
+        process = subprocess.Popen(argv, stdin=stdin, stdout=stdout, stderr=words, env=env)
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+            status = process.wait()
+        if status:
+            words.seek(0)
+            text = words.read(1 << 16).decode(errors="replace").strip()
+            last = " / ".join(text.splitlines()[-3:]) or "it said nothing"
+            raise CommandError(
+                f"{argv[0]} ended with status {status}: {last}", status=status, stderr=text
+            )

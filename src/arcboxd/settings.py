@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -37,6 +38,8 @@ class Settings:
     default_memory_bytes: int
     default_disk_bytes: int = 64 * GIB
     default_distro: str = "debian"
+    default_machine: str = "default"
+    """Whose Docker ``run/docker.sock`` serves; made when it is first used."""
     stop_grace_s: float = 25.0
     """Between asking a guest to end and ending it."""
     start_timeout_s: float = 30.0
@@ -48,10 +51,20 @@ class Settings:
     request; ``off``: make and use none."""
     staged_clones: int = 0
     """Clones kept ready, restored and paused, of the template used last."""
+    published_address: str = "127.0.0.1"
+    """Of the host: where forwards listen that no address was given for."""
     debian_mirror: str = ""
     """Where Debian's packages come from; empty: the mirror that the host's own apt uses."""
     debian_security_mirror: str = ""
     """The same for security updates; heeded only beside ``debian_mirror``."""
+    ubuntu_mirror: str = ""
+    """Where Ubuntu's packages come from; empty: no Ubuntu images are built."""
+    image_servers: tuple[str, ...] = ("https://images.linuxcontainers.org",)
+    """Simplestreams servers that have images of other distributions, the first one to ask first."""
+    image_keyring: str = ""
+    """A keyring for gpgv: with one, the lists of the image servers must be signed by its keys."""
+    k3s_binary: str = ""
+    """A k3s on this host that machines get instead of the one that ``kubernetes.toml`` names."""
 
     @classmethod
     def for_host(cls) -> Settings:
@@ -91,6 +104,12 @@ def _seconds(value: object) -> float:
     return number
 
 
+def _ip_address(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(value)  # noqa: TRY004 - as the other rules
+    return str(ipaddress.ip_address(value))
+
+
 def _matching(pattern: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
@@ -100,6 +119,15 @@ def _matching(pattern: str) -> Callable[[object], str]:
     return check
 
 
+def _addresses(value: object) -> tuple[str, ...]:
+    found = value.split(",") if isinstance(value, str) else value
+    if not isinstance(found, list) or len(found) > _ADDRESSES_MAX:
+        raise ValueError(value)
+    check = _matching(r"https?://[A-Za-z0-9._~:/\[\]@%-]{1,500}")
+    return tuple(check(a.strip() if isinstance(a, str) else a) for a in found if a)
+
+
+_ADDRESSES_MAX = 16
 _ADDRESS = (
     "an http or https address, or empty",
     _matching(r"|https?://[A-Za-z0-9._~:/\[\]%-]{1,500}"),
@@ -115,14 +143,26 @@ _RULES: Mapping[str, tuple[str, Callable[[object], object]]] = {
         lambda v: _size(v, 4 * GIB, 16 << 40),
     ),
     "default_distro": ("a distribution's name, such as debian", _matching(r"[a-z][a-z0-9-]{0,31}")),
+    "default_machine": (
+        "a machine's name: a-z, 0-9 and '-', at most 63, not '-' first",
+        _matching("[a-z0-9][a-z0-9-]{0,62}"),
+    ),
     "stop_grace_s": ("seconds, above 0 and at most 3600", _seconds),
     "start_timeout_s": ("seconds, above 0 and at most 3600", _seconds),
     "accelerator": ("auto, kvm or tcg", _matching("auto|kvm|tcg")),
     "log_level": ("debug, info, warning or error", _matching("debug|info|warning|error")),
     "templates": ("auto, manual or off", _matching("auto|manual|off")),
     "staged_clones": ("a whole number from 0 to 32", lambda v: _integer(v, 0, 32)),
+    "published_address": (
+        "an IP address of this host, such as 127.0.0.1, or 0.0.0.0 for all",
+        _ip_address,
+    ),
     "debian_mirror": _ADDRESS,
     "debian_security_mirror": _ADDRESS,
+    "ubuntu_mirror": _ADDRESS,
+    "image_servers": ("http or https addresses, in a list or with commas between", _addresses),
+    "image_keyring": ("the absolute path of a keyring, or empty", _matching(r"|/[^\0\n]{1,4000}")),
+    "k3s_binary": ("the absolute path of a k3s, or empty", _matching(r"|/[^\0\n]{1,4000}")),
 }
 
 

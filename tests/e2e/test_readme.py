@@ -36,6 +36,7 @@ def test_the_demo_makes_uses_and_removes_a_machine() -> None:
         assert not Path(home, "run/arcbox.sock").exists()
 
 
+@pytest.mark.timeout(120)
 def test_the_readme_names_only_commands_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
     arcbox = str(ROOT / ".venv/bin/arcbox")

@@ -108,12 +108,18 @@ def qemu_pids(home: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
+def settings() -> dict[str, str]:
+    """Give what the daemon's environment has beside the usual; a module may have its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def host(settings: dict[str, str]) -> Iterator[Host]:
     """Start a daemon as a user does; afterwards nothing of it may be left."""
     # Short: a unix socket's path holds 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="abx-"))
     # No template is made beside the tests, only by those who ask for one.
-    env = {**os.environ, "ARCBOX_HOME": str(home), "ARCBOX_TEMPLATES": "manual"}
+    env = {**os.environ, "ARCBOX_HOME": str(home), "ARCBOX_TEMPLATES": "manual", **settings}
     subprocess.run([str(ARCBOX), "daemon", "start"], env=env, check=True, timeout=60)
     with grpc.insecure_channel(f"unix:{home}/run/arcbox.sock") as channel:
         host = Host(

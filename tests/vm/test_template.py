@@ -175,7 +175,16 @@ def test_later_it_boots_as_any_other(host: Host, clones: dict[str, Clone]) -> No
     host.machines.Remove(machine_pb2.RemoveMachineRequest(id="one", force=True))
 
 
-def test_staged_clones(host: Host, template: str, clones: dict[str, Clone]) -> None:
+def test_a_clone_has_its_mounts(host: Host, template: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("of the host\n")
+    host.arcbox("create", "shared", *SHAPE, "--mount", f"{tmp_path}:/src/f", "--start")
+    assert host.described("shared").boot == "template"
+    assert host.sh("shared", "cat /src/f/f; touch /src/f/g") == "of the host\n"
+    assert (tmp_path / "g").exists()
+    host.machines.Remove(machine_pb2.RemoveMachineRequest(id="shared", force=True))
+
+
+def test_staged_clones(host: Host, template: str, clones: dict[str, Clone], tmp_path: Path) -> None:
     env = {**host.env, "ARCBOX_STAGED_CLONES": "1"}
     subprocess.run([str(ARCBOX), "daemon", "stop"], env=env, check=True, timeout=60)
     subprocess.run([str(ARCBOX), "daemon", "start"], env=env, check=True, timeout=60)
@@ -189,6 +198,9 @@ def test_staged_clones(host: Host, template: str, clones: dict[str, Clone]) -> N
     fourth = start(host, "fourth")
     assert host.described("fourth").boot_reason == f"from template {template}, staged"
     assert fourth.names[0] == "fourth"
+    host.arcbox("mount", "add", "fourth", f"{tmp_path}:/src")
+    host.sh("fourth", "touch /src/made")
+    assert (tmp_path / "made").exists()
     assert fourth.clock_error_s < 0.05
     everyone = [*clones.values(), third, fourth]
     for field in ("machine_id", "boot_id", "product_uuid", "host_key", "mac", "random"):

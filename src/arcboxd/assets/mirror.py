@@ -13,6 +13,10 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SUITES = {"bookworm": "12"}
 """The Debian releases that we know, and their version numbers."""
 
+_ROLLING = {"sid"}
+"""Releases without updates of their own."""
+_CODENAMES = ("bookworm", "trixie", "forky", "sid", "bullseye")
+
 DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 """Our names of architectures (the kernel's), and Debian's."""
 
@@ -34,11 +38,9 @@ class Mirror:
             arch: Debian's name of the architecture.
         """
         options = f"[arch={arch} signed-by={KEYRING}]"
-        rows = [
-            (self.archive, suite),
-            (self.archive, f"{suite}-updates"),
-            (self.security, f"{suite}-security"),
-        ]
+        rows = [(self.archive, suite)]
+        if suite not in _ROLLING:
+            rows += [(self.archive, f"{suite}-updates"), (self.security, f"{suite}-security")]
         return "".join(f"deb {options} {uri} {name} main\n" for uri, name in rows if uri)
 
 
@@ -102,6 +104,8 @@ def parse_indextargets(text: str, suite: str) -> Mirror:
         # the signatures, which we check against Debian's keys alone.
         if component == "main" and (origin == "Debian" or not origin or origin.startswith("$(")):
             found.setdefault(release.removesuffix("/updates"), uri.rstrip("/"))
-    if not (archive := found.get(suite, "")):
-        raise PreconditionError(f"apt on this host names no Debian mirror with {suite}", hint=_HINT)
-    return Mirror(archive, found.get(f"{suite}-security", ""))
+    # A mirror has all releases, whichever of them the host uses.
+    for name in (suite, *_CODENAMES):
+        if archive := found.get(name, ""):
+            return Mirror(archive, found.get(f"{name}-security", ""))
+    raise PreconditionError(f"apt on this host names no Debian mirror with {suite}", hint=_HINT)

@@ -7,7 +7,13 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from arcboxd.assets import agent_bundle, kernel, python_runtime
+from arcboxd.assets import (
+    agent_bundle,
+    kernel,
+    kubernetes_bundle,
+    python_runtime,
+    runtime_bundle,
+)
 from arcboxd.assets.agent_bundle import AGENT_FS
 from arcboxd.assets.apt import Apt, Package, unpack
 from arcboxd.assets.cache import BuildFn, Cache, Entry, Inputs, key_of
@@ -20,9 +26,10 @@ from arcboxd.assets.initramfs import (
     floor_initramfs,
     init_script,
 )
-from arcboxd.assets.mirror import Mirror, host_codename
+from arcboxd.assets.mirror import Mirror, host_codename, host_mirror
 from arcboxd.domain.image import BootAssets, ProgressFn
-from arcboxd.errors import UnsupportedError
+from arcboxd.errors import AssetBuildError, UnsupportedError
+from arcboxd.kubernetes.distribution import K3S, Pin
 from arcboxd.paths import Paths
 
 BUILDABLE = ("x86_64",)
@@ -62,10 +69,7 @@ class AssetStore:
             MissingToolError: A program is missing on the host.
             UnsupportedError: This version builds nothing for that architecture.
         """
-        if arch not in BUILDABLE:
-            raise UnsupportedError(
-                f"no boot files for {arch}: this version builds {', '.join(BUILDABLE)} only"
-            )
+        _require_buildable(arch)
         apt = Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)
         steps = _Steps(progress)
         kernel_packages = await self._resolve(apt, kernel.kernel_packages(arch), steps)
@@ -87,6 +91,8 @@ class AssetStore:
     async def refresh(self, arch: str, progress: ProgressFn) -> BootAssets:
         """Ask the archive for newer packages, then give the boot files made of them.
 
+        The disk of the container runtime is made anew too, if one was ever asked for.
+
         Raises:
             AssetBuildError: The archive cannot be reached, or a step failed.
             MissingToolError: A program is missing on the host.
@@ -97,7 +103,138 @@ class AssetStore:
             for names in (kernel.kernel_packages(arch), _BUSYBOX, python_runtime.PACKAGES):
                 progress("asking for newer packages", 0, 0)
                 await apt.resolve(names, refresh=True)
+            if any(a.pinned(runtime_bundle.PACKAGES) for a in self._runtime_sources(arch)):
+                await self._resolve_runtime(arch, _Steps(progress), refresh=True)
+                await self.runtime(arch, progress)
         return await self.ensure(arch, progress)
+
+    def find_runtime(self, arch: str) -> Path | None:
+        """Give the disk of the container runtime if it is there, made of what the pins say.
+
+        Uses no network, runs no program and takes milliseconds.
+        """
+        for apt in self._runtime_sources(arch) if arch in BUILDABLE else ():
+            if pinned := apt.pinned(runtime_bundle.PACKAGES):
+                entry = self._cache.find("runtime", key_of(_runtime_inputs(pinned)))
+                return entry.file(runtime_bundle.IMAGE) if entry else None
+        return None
+
+    async def runtime(self, arch: str, progress: ProgressFn) -> Path:
+        """Give the disk of the container runtime, building it when it is missing.
+
+        It comes from a newer Debian than the kernel if the host has that release's keys and its
+        mirror the release, else from the same. Warm and cancelled it does as `ensure` does.
+
+        Args:
+            arch: The kernel's name of the architecture, such as ``x86_64``.
+            progress: Told of each step.
+
+        Raises:
+            AssetBuildError: A step failed; nothing half-made is left.
+            MissingToolError: A program is missing on the host.
+            UnsupportedError: This version builds nothing for that architecture.
+        """
+        _require_buildable(arch)
+        if found := self.find_runtime(arch):
+            return found
+        steps = _Steps(progress)
+        apt, resolved = await self._resolve_runtime(arch, steps)
+        wanted = runtime_bundle.choose(resolved)
+
+        async def build(target: Path) -> None:
+            files = await self._fetch(apt, wanted, "the container runtime", steps)
+            await runtime_bundle.build_runtime_disk(wanted, files.values(), target, steps.begin)
+
+        entry = await self._ensure("runtime", _runtime_inputs(resolved), build, steps)
+        return entry.file(runtime_bundle.IMAGE)
+
+    async def _resolve_runtime(
+        self, arch: str, steps: _Steps, *, refresh: bool = False
+    ) -> tuple[Apt, dict[str, Package]]:
+        # apt on the host knows its mirror by the host's own release; that mirror has the others.
+        mirror = self._mirror or await host_mirror(self._suite)
+        best, *others = self._runtime_sources(arch, mirror)
+        names = runtime_bundle.PACKAGES
+        try:
+            return best, await self._resolve(best, names, steps, refresh=refresh)
+        except AssetBuildError as error:
+            if not others or not runtime_bundle.cannot_be_had(error):
+                raise
+            return others[0], await self._resolve(others[0], names, steps, refresh=refresh)
+
+    def _runtime_sources(self, arch: str, mirror: Mirror | None = None) -> list[Apt]:
+        """Give the releases that the container runtime may come from, the best first."""
+        suites = dict.fromkeys((runtime_bundle.SUITE, self._suite))
+        root = self._paths.assets / "apt"
+        return [Apt(root, suite, arch, mirror or self._mirror) for suite in suites]
+
+    def find_kubernetes(self, arch: str, pin: Pin) -> Path | None:
+        """Give the disk of a Kubernetes if it is there; as quick as `find_runtime`."""
+        packages: list[Package] = []
+        if pin.distribution != K3S:
+            resolved = self._apt(arch).pinned(kubernetes_bundle.PACKAGES)
+            if resolved is None:
+                return None
+            packages = kubernetes_bundle.choose(resolved)
+        key = key_of(kubernetes_bundle.inputs(pin, packages))
+        entry = self._cache.find("kubernetes", key)
+        return entry.file(kubernetes_bundle.IMAGE) if entry else None
+
+    async def kubernetes(
+        self, arch: str, pin: Pin, fetch: kubernetes_bundle.FetchFn, progress: ProgressFn
+    ) -> Path:
+        """Give the disk of a Kubernetes, fetching and building it when it is missing.
+
+        Warm and cancelled it does as `ensure` does; what came of a fetch stays for the next call.
+
+        Args:
+            arch: The kernel's name of the architecture, such as ``x86_64``.
+            pin: Which one.
+            fetch: Gets it from where the pin says.
+            progress: Told of each step.
+
+        Raises:
+            AssetBuildError: A step failed, or the bundle lacks something.
+            CorruptError: What came, or the user's own file, is not what the pin says.
+            ImageServerError: The server does not answer.
+            MissingToolError: A program is missing on the host.
+            UnsupportedError: This version builds nothing for that architecture.
+        """
+        _require_buildable(arch)
+        if found := self.find_kubernetes(arch, pin):
+            return found
+        steps, apt, resolved = _Steps(progress), self._apt(arch), dict[str, Package]()
+        if pin.distribution != K3S:
+            resolved = await self._resolve(apt, kubernetes_bundle.PACKAGES, steps)
+        downloads = self._paths.assets / "downloads"
+
+        async def fetch_packages(names: Iterable[str]) -> dict[str, tuple[Package, Path]]:
+            wanted = [resolved[name] for name in names]
+            files = await self._fetch(apt, wanted, "what Kubernetes needs", steps)
+            return {package.name: (package, files[package.name]) for package in wanted}
+
+        async def build(target: Path) -> None:
+            file = await kubernetes_bundle.obtain(pin, downloads, fetch, progress)
+            if pin.distribution == K3S:
+                await kubernetes_bundle.build_k3s_disk(pin, file, arch, target, steps.begin)
+            else:
+                await kubernetes_bundle.build_upstream_disk(
+                    pin,
+                    file,
+                    arch,
+                    fetch_packages=fetch_packages,
+                    target=target,
+                    step=steps.begin,
+                )
+            if file.parent == downloads:
+                file.unlink()
+
+        inputs = kubernetes_bundle.inputs(pin, kubernetes_bundle.choose(resolved))
+        entry = await self._ensure("kubernetes", inputs, build, steps)
+        return entry.file(kubernetes_bundle.IMAGE)
+
+    def _apt(self, arch: str) -> Apt:
+        return Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)
 
     async def floor(self, arch: str, progress: ProgressFn) -> tuple[Path, Path]:
         """Give a kernel and the least initramfs that boots, for benchmarks to compare with.
@@ -120,9 +257,13 @@ class AssetStore:
         )
         return boot.kernel, entry.file("floor.cpio")
 
-    async def _resolve(self, apt: Apt, names: Iterable[str], steps: _Steps) -> dict[str, Package]:
+    async def _resolve(
+        self, apt: Apt, names: Iterable[str], steps: _Steps, *, refresh: bool = False
+    ) -> dict[str, Package]:
         return await apt.resolve(
-            tuple(names), on_update=lambda: steps.begin("reading the Debian mirror's package lists")
+            tuple(names),
+            refresh=refresh,
+            on_update=lambda: steps.begin("reading the Debian mirror's package lists"),
         )
 
     async def _fetch(
@@ -215,6 +356,21 @@ class AssetStore:
             steps.begin(f"waiting for another process that makes the {kind}")
 
         return await self._cache.ensure(kind, inputs, build, on_wait=waiting)
+
+
+def _require_buildable(arch: str) -> None:
+    if arch not in BUILDABLE:
+        raise UnsupportedError(
+            f"no boot files for {arch}: this version builds {', '.join(BUILDABLE)} only"
+        )
+
+
+def _runtime_inputs(resolved: Mapping[str, Package]) -> Inputs:
+    wanted = runtime_bundle.choose(resolved)
+    return {
+        "packages": [package.identity for package in wanted],
+        "recipe": runtime_bundle.RECIPE,
+    }
 
 
 class _Steps:

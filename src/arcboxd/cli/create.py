@@ -50,9 +50,9 @@ def create(
     mounts = [parse_mount(text) for text in mount or ()]
 
     from arcboxd.cli.progress import shown
-    from arcboxd.client.views import Mount, NewMachine
+    from arcboxd.domain.machine import DirectoryMount, NewMachine
 
-    new = NewMachine(**fields, mounts=tuple(Mount(*m) for m in mounts))
+    new = NewMachine(**fields, mounts=tuple(DirectoryMount(*m) for m in mounts))
     with session.connect(ctx) as client:
         with shown(client, name, quiet=quiet):
             machine_id = client.create(new)
@@ -76,9 +76,11 @@ def parse_mount(text: str) -> tuple[str, str, bool]:
     match = re.fullmatch(r"(.+?):(/[^:]*)(?::(ro|rw))?", text, re.DOTALL)
     if match is None:
         raise CliUsageError(
-            f"--mount {text!r} is not HOST:GUEST or HOST:GUEST:ro, with GUEST an absolute path",
-            hint="for example: --mount ~/src:/src:ro",
+            f"the mount {text!r} is not HOST:GUEST or HOST:GUEST:ro, with GUEST an absolute path",
+            hint="for example: ~/src:/src:ro",
         )
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise CliUsageError(f"the mount {text!r} has bytes that are no UTF-8")
     return str(Path(match[1]).expanduser().absolute()), match[2], match[3] == "ro"
 
 

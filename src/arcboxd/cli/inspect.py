@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from arcboxd.cli import params, session
 from arcboxd.cli.output import age, print_fields, print_json, rfc3339
 from arcboxd.cli.sizes import format_size
+
+if TYPE_CHECKING:
+    from arcboxd.client.views import Mount
 
 
 def inspect(ctx: typer.Context, name: params.Machine, as_json: params.Json = False) -> None:
@@ -31,7 +36,7 @@ def inspect(ctx: typer.Context, name: params.Machine, as_json: params.Json = Fal
         ("Memory", format_size(m.memory_bytes)),
         ("Disk", disk),
         ("Disk file", m.disk_path),
-        *(("Mount", f"{v.host_path} on {v.guest_path}{' (ro)' * v.readonly}") for v in m.mounts),
+        *(("Mount", _mount(v)) for v in m.mounts),
         ("Address", m.address),
         ("Gateway", m.gateway),
         ("DNS", ", ".join(m.dns_servers)),
@@ -48,5 +53,11 @@ def inspect(ctx: typer.Context, name: params.Machine, as_json: params.Json = Fal
             ("Directory", x.directory),
             ("Console log", x.console_log),
             ("Agent socket", x.agent_socket),
+            ("Docker socket", x.docker_socket),
         ]
     print_fields(fields)
+
+
+def _mount(mount: Mount) -> str:
+    facts = [mount.filesystem, "ro" if mount.readonly else "", mount.detail or mount.state]
+    return f"{mount.host_path} on {mount.guest_path} ({', '.join(fact for fact in facts if fact)})"

@@ -9,17 +9,31 @@ from typing import Annotated
 
 import typer
 
-from arcboxd.cli import daemon, doctor, image, session, snapshot, template
+from arcboxd.cli import (
+    daemon,
+    docker,
+    doctor,
+    image,
+    mount,
+    port,
+    runtime,
+    session,
+    snapshot,
+    template,
+)
 from arcboxd.cli.clone import clone
+from arcboxd.cli.cp import cp
 from arcboxd.cli.create import create
 from arcboxd.cli.exec import exec_
 from arcboxd.cli.info import info
 from arcboxd.cli.inspect import inspect
+from arcboxd.cli.logs import logs
 from arcboxd.cli.ls import ls
 from arcboxd.cli.ping import ping
 from arcboxd.cli.restart import restart
 from arcboxd.cli.resume import resume
 from arcboxd.cli.rm import rm
+from arcboxd.cli.set_machine import set_machine
 from arcboxd.cli.ssh import ssh
 from arcboxd.cli.start import start
 from arcboxd.cli.stop import stop
@@ -32,8 +46,8 @@ from arcboxd.errors import ArcboxError
 _PLAIN = None
 _Verb = Callable[..., None]
 _VERBS: tuple[_Verb, ...] = (
-    *(create, start, stop, restart, suspend, resume, clone, rm),
-    *(ls, inspect, ping, info, top),
+    *(create, start, stop, restart, suspend, resume, clone, cp, rm),
+    *(ls, inspect, ping, info, top, logs),
 )
 # After NAME everything belongs to the command, even what looks like an option.
 _VERBATIM = {"allow_interspersed_args": False}
@@ -46,16 +60,23 @@ def _typer(text: str) -> typer.Typer:
 def _add_machine_verbs(group: typer.Typer) -> None:
     for verb in _VERBS:
         group.command(cls=session.Verb)(verb)
+    group.command("set", cls=session.Verb)(set_machine)
     group.command("exec", cls=session.Verb, context_settings=_VERBATIM)(exec_)
     group.command(cls=session.Verb, context_settings=_VERBATIM)(ssh)
     of_snapshots = (snapshot.create, snapshot.ls, snapshot.restore, snapshot.rm)
     _add_group(group, "snapshot", "Machines as they once were.", of_snapshots)
+    of_runtimes = (runtime.ensure, runtime.status)
+    _add_group(group, "runtime", "containerd and Docker in a machine.", of_runtimes)
+    of_ports = (port.add, port.rm, port.ls)
+    _add_group(group, "port", "Forwards from the host to a machine.", of_ports)
+    of_mounts = (mount.add, mount.rm, mount.ls)
+    _add_group(group, "mount", "Directories of the host in a machine.", of_mounts)
 
 
 def _add_group(group: typer.Typer, name: str, text: str, verbs: Sequence[_Verb]) -> None:
     added = _typer(text)
     for verb in verbs:
-        added.command(cls=session.Verb)(verb)
+        added.command(verb.__name__.removesuffix("_"), cls=session.Verb)(verb)
     group.add_typer(added, name=name)
 
 
@@ -88,9 +109,13 @@ app.command(cls=session.Verb)(doctor.doctor)
 _machine = _typer("The verbs for machines, by their full name.")
 _add_machine_verbs(_machine)
 app.add_typer(_machine, name="machine")
-_add_group(app, "image", "What machines are made of.", (image.prepare,))
+_of_images: tuple[_Verb, ...] = (image.ls, image.pull, image.import_, image.rm)
+_of_images += (image.prune, image.verify, image.prepare)
+_add_group(app, "image", "What machines are made of.", _of_images)
 _of_templates = (template.ls, template.rm, template.prune)
 _add_group(app, "template", "Images booted ahead of new machines.", _of_templates)
+_of_docker: tuple[_Verb, ...] = (docker.status, docker.env, docker.enable, docker.disable)
+_add_group(app, "docker", "The docker client and our machines.", _of_docker)
 _of_daemon = (daemon.start, daemon.stop, daemon.status, daemon.run)
 _add_group(app, "daemon", "The process behind all the others.", _of_daemon)
 

@@ -16,6 +16,14 @@ Machine = Annotated[
         autocompletion=complete_machines,
     ),
 ]
+MachineOrDefault = Annotated[
+    str,
+    typer.Argument(
+        metavar="[NAME]",
+        help="The machine; the default one if none is named.",
+        autocompletion=complete_machines,
+    ),
+]
 Machines = Annotated[
     list[str],
     typer.Argument(

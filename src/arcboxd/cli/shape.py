@@ -13,13 +13,18 @@ from arcboxd.cli.usage import CliUsageError
 Cpus = Annotated[int, typer.Option(help="Virtual processors.", show_default=False)]
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory, such as 2G.")]
 Disk = Annotated[str, typer.Option(metavar="SIZE", help="Root disk, such as 20G.")]
-Distro = Annotated[str, typer.Option(help="Distribution, such as debian.")]
-Version = Annotated[str, typer.Option(help="Its version, such as 12.")]
+Distro = Annotated[
+    str,
+    typer.Option(
+        help="Distribution such as debian or alpine, an imported image's name, or oci:REFERENCE."
+    ),
+]
+Version = Annotated[str, typer.Option(help="Its version, such as 12; by default the newest.")]
 Arch = Annotated[str, typer.Option(help="Architecture; the host's by default.")]
 
 
 class Shape(TypedDict):
-    """Fields of `views.NewMachine` and `views.NewTemplate`; 0 and "" are the daemon's choice."""
+    """Fields of `NewMachine` and `views.NewTemplate`; 0 and "" are the daemon's choice."""
 
     cpus: int
     memory_bytes: int

@@ -17,15 +17,16 @@ KEY_DIGITS = 12
 """Of a key, for people; JSON has them all."""
 _HEADERS = (
     *("KEY", "IMAGE", "ARCH", "CPUS", "MEMORY", "DISK"),
-    *("SIZE", "MACHINES", "STAGED", "AGE", "CURRENT"),
+    *("DOCKER", "SIZE", "MACHINES", "STAGED", "AGE", "CURRENT"),
 )
 
 
 def ls(ctx: typer.Context, as_json: params.Json = False) -> None:
     """List templates, oldest first.
 
-    SIZE is what one takes on disk, MACHINES counts those whose disks rest on it, STAGED the clones
-    that wait to become machines. One that is not CURRENT fits nothing that is installed now.
+    DOCKER tells whether its engine runs in it, SIZE is what one takes on disk, MACHINES counts
+    those whose disks rest on it, STAGED the clones that wait to become machines. One that is not
+    CURRENT fits nothing that is installed now.
     """
     with session.connect(ctx) as client:
         templates = client.list_templates()
@@ -41,6 +42,7 @@ def ls(ctx: typer.Context, as_json: params.Json = False) -> None:
             str(t.cpus),
             format_size(t.memory_bytes),
             format_size(t.disk_bytes),
+            "yes" if t.runtime else "no",
             format_size(t.allocated_bytes),
             str(t.machines),
             str(t.staged),

@@ -22,7 +22,10 @@ import grpc
 from arcboxd.client import decode, views
 from arcboxd.client.streams import ExecCall, Watch, raised
 from arcboxd.domain.guest import ExecInput, ExecSpec, Pong, SystemInfo
+from arcboxd.domain.machine import DirectoryMount, NewMachine
+from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
 from arcboxd.errors import UnsupportedError
+from arcboxd.wire import convert, runtime
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2, host_pb2_grpc
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2, machine_pb2_grpc
 
@@ -32,6 +35,8 @@ LONG_S = 3600.0
 """For what may build an image, boot, or write memory or disks: the daemon bounds each."""
 TEMPLATE_SUBJECT = "template"
 """Of `Client.watch`: the progress of `Client.prepare_template`, which is of no machine."""
+IMAGE_SUBJECT = "image"
+"""The same of `Client.pull_image` and `Client.import_image`."""
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -77,7 +82,7 @@ class Client:
     def _host(self) -> host_pb2_grpc.HostServiceStub:
         return host_pb2_grpc.HostServiceStub(self._channel)
 
-    def create(self, new: views.NewMachine) -> str:
+    def create(self, new: NewMachine) -> str:
         """Record a new, stopped machine, and give its id."""
         return _call(self._machine.Create, decode.create_request(new), LONG_S).id
 
@@ -93,6 +98,15 @@ class Client:
         """Remove a machine, with ``force`` even a running one, with ``volumes`` its data disks."""
         request = machine_pb2.RemoveMachineRequest(id=ref, force=force, volumes=volumes)
         _call(self._machine.Remove, request, LONG_S)
+
+    def set_machine(
+        self, ref: str, *, cpus: int = 0, memory_bytes: int = 0, disk_bytes: int = 0
+    ) -> None:
+        """Change what a stopped machine is made of; 0 is as it is. A disk only grows."""
+        request = host_pb2.SetMachineRequest(
+            id=ref, cpus=cpus, memory=memory_bytes, disk_size=disk_bytes
+        )
+        _call(self._host.SetMachine, request, LONG_S)
 
     def suspend(self, ref: str) -> int:
         """Write a running machine's memory to disk and end its process; give the bytes written.
@@ -137,6 +151,22 @@ class Client:
         request = host_pb2.CloneMachineRequest(id=ref, name=name)
         return _call(self._host.CloneMachine, request, LONG_S).id
 
+    def add_mount(self, ref: str, mount: DirectoryMount) -> views.Mount:
+        """Mount a directory of the host: at once if the machine runs. Idempotent."""
+        message = convert.directory_mount_message(mount)
+        request = host_pb2.AddMountRequest(id=ref, mount=message)
+        return decode.mount(_call(self._host.AddMount, request, LONG_S))
+
+    def remove_mount(self, ref: str, guest_path: str) -> None:
+        """Take a directory of the host from a machine: at once if it runs."""
+        request = host_pb2.RemoveMountRequest(id=ref, guest_path=guest_path)
+        _call(self._host.RemoveMount, request, LONG_S)
+
+    def list_mounts(self, ref: str) -> tuple[views.Mount, ...]:
+        """List a machine's mounts, and what has become of each."""
+        request = host_pb2.ListMountsRequest(id=ref)
+        return tuple(map(decode.mount, _call(self._host.ListMounts, request, QUICK_S).mounts))
+
     def prepare_template(self, new: views.NewTemplate) -> views.Template:
         """Boot an image once, so that machines of that shape start without booting."""
         request = decode.template_request(new)
@@ -156,6 +186,72 @@ class Client:
         answer = _call(self._host.PruneTemplates, host_pb2.PruneTemplatesRequest(), LONG_S)
         return views.Pruned(tuple(answer.keys), answer.freed_bytes)
 
+    def add_port(self, ref: str, new: views.NewPort) -> views.Port:
+        """Forward a port of the host to a machine, for as long as it exists. Idempotent."""
+        request = host_pb2.AddPortRequest(
+            id=ref,
+            protocol=new.protocol,
+            host_address=new.host_address,
+            host_port=new.host_port,
+            guest_address=new.guest_address,
+            guest_port=new.guest_port,
+        )
+        return decode.port(_call(self._host.AddPort, request, QUICK_S))
+
+    def remove_port(self, ref: str, protocol: str, host_address: str, host_port: int) -> None:
+        """Remove forwards of the user's own; an empty address stands for any."""
+        request = host_pb2.RemovePortRequest(
+            id=ref, protocol=protocol, host_address=host_address, host_port=host_port
+        )
+        _call(self._host.RemovePort, request, QUICK_S)
+
+    def list_ports(self, ref: str = "") -> tuple[views.Port, ...]:
+        """List the forwards to a machine, or to all machines."""
+        answer = _call(self._host.ListPorts, host_pb2.ListPortsRequest(id=ref), QUICK_S)
+        return tuple(map(decode.port, answer.ports))
+
+    def pull_image(self, distro: str = "", version: str = "", arch: str = "") -> views.Image:
+        """Build or fetch an image, or a newer one where its source has one."""
+        request = host_pb2.PullImageRequest(distro=distro, version=version, arch=arch)
+        return decode.image(_call(self._host.PullImage, request, LONG_S))
+
+    def import_image(self, new: views.NewImage) -> views.Image:
+        """Make an image of a file on the daemon's host."""
+        return decode.image(_call(self._host.ImportImage, decode.import_request(new), LONG_S))
+
+    def list_images(self) -> tuple[views.Image, ...]:
+        """List the images that are there, oldest first."""
+        answer = _call(self._host.ListImages, host_pb2.ListImagesRequest(), QUICK_S)
+        return tuple(map(decode.image, answer.images))
+
+    def remove_image(self, ref: str) -> int:
+        """Remove an image by its key, a prefix of it, or NAME:VERSION; give the bytes freed."""
+        request = host_pb2.RemoveImageRequest(key=ref)
+        return _call(self._host.RemoveImage, request, LONG_S).freed_bytes
+
+    def prune_images(self) -> views.Pruned:
+        """Remove the images that no new machine would get, and that nothing rests on."""
+        answer = _call(self._host.PruneImages, host_pb2.PruneImagesRequest(), LONG_S)
+        return views.Pruned(tuple(answer.keys), answer.freed_bytes)
+
+    def verify_image(self, ref: str) -> tuple[str, ...]:
+        """Name the files of an image that are not what was built; none: all is well."""
+        request = host_pb2.VerifyImageRequest(key=ref)
+        return tuple(_call(self._host.VerifyImage, request, LONG_S).damaged)
+
+    def ensure_runtime(self, ref: str = "", *, start_if_needed: bool = True) -> RuntimeAnswer:
+        """Have a machine's container runtime ready, starting what is needed, or only look.
+
+        An empty ``ref`` stands for the default machine, which is made if need be.
+        """
+        request = host_pb2.EnsureMachineRuntimeRequest(id=ref, start_if_needed=start_if_needed)
+        return runtime.answer(_call(self._host.EnsureRuntime, request, LONG_S))
+
+    def runtime_status(self, ref: str = "") -> RuntimeStatus:
+        """Tell how a machine's container runtime is; the default machine's for an empty ``ref``."""
+        request = host_pb2.MachineRuntimeStatusRequest(id=ref)
+        return runtime.status(_call(self._host.GetRuntimeStatus, request, QUICK_S))
+
     def usage(self, refs: Sequence[str] = ()) -> views.Usage:
         """Tell what machines use of the host now; without ``refs`` every one with a process."""
         return decode.usage(_call(self._host.GetUsage, host_pb2.GetUsageRequest(ids=refs), QUICK_S))
@@ -169,12 +265,16 @@ class Client:
         """Tell all that is known of a machine."""
         info = _call(self._machine.Inspect, machine_pb2.InspectMachineRequest(id=ref), QUICK_S)
         extra: host_pb2.MachineExtra | None
+        mounts: Sequence[host_pb2.Mount] = ()
         try:
             request = host_pb2.InspectExtraRequest(id=info.id)
             extra = _call(self._host.InspectExtra, request, QUICK_S)
+            if info.mounts:
+                wanted = host_pb2.ListMountsRequest(id=info.id)
+                mounts = _call(self._host.ListMounts, wanted, QUICK_S).mounts
         except UnsupportedError:
             extra = None
-        return decode.details(info, extra)
+        return decode.details(info, extra, mounts)
 
     def ping(self, ref: str) -> Pong:
         """Ask a machine's agent for an answer."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from arcboxd.client import views
 from arcboxd.domain.guest import ExecInput, ExecSpec, SystemInfo
+from arcboxd.domain.machine import NewMachine
 from arcboxd.wire import convert
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2, host_pb2
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2
@@ -17,7 +18,7 @@ def _unix(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def create_request(new: views.NewMachine) -> machine_pb2.CreateMachineRequest:
+def create_request(new: NewMachine) -> machine_pb2.CreateMachineRequest:
     """Ask for a machine."""
     return machine_pb2.CreateMachineRequest(
         name=new.name,
@@ -27,12 +28,7 @@ def create_request(new: views.NewMachine) -> machine_pb2.CreateMachineRequest:
         distro=new.distro,
         version=new.version,
         arch=new.arch,
-        mounts=[
-            machine_pb2.DirectoryMount(
-                host_path=m.host_path, guest_path=m.guest_path, readonly=m.readonly
-            )
-            for m in new.mounts
-        ],
+        mounts=map(convert.directory_mount_message, new.mounts),
         ssh_public_key=new.ssh_public_key,
         kernel=new.kernel,
         cmdline=new.cmdline,
@@ -48,6 +44,7 @@ def template_request(new: views.NewTemplate) -> host_pb2.PrepareTemplateRequest:
         cpus=new.cpus,
         memory=new.memory_bytes,
         disk_size=new.disk_bytes,
+        runtime=new.runtime,
     )
 
 
@@ -66,7 +63,9 @@ def summary(message: machine_pb2.MachineSummary) -> views.MachineSummary:
 
 
 def details(
-    info: machine_pb2.MachineInfo, extra: host_pb2.MachineExtra | None
+    info: machine_pb2.MachineInfo,
+    extra: host_pb2.MachineExtra | None,
+    mounts: Iterable[host_pb2.Mount] = (),
 ) -> views.MachineDetails:
     """Read everything about a machine."""
 
@@ -94,10 +93,8 @@ def details(
         dns_servers=tuple(info.network.dns_servers),
         created=moment("created"),
         started=moment("started_at"),
-        mounts=tuple(
-            views.Mount(host_path=m.host_path, guest_path=m.guest_path, readonly=m.readonly)
-            for m in info.mounts
-        ),
+        mounts=tuple(map(mount, mounts))
+        or tuple(views.Mount(m.host_path, m.guest_path, m.readonly) for m in info.mounts),
         extra=None if extra is None else _extra(extra),
     )
 
@@ -114,6 +111,19 @@ def _extra(message: host_pb2.MachineExtra) -> views.MachineExtra:
         disk_allocated_bytes=message.disk_allocated_bytes,
         boot=message.boot,
         boot_reason=message.boot_reason,
+        docker_socket=message.docker_socket,
+    )
+
+
+def mount(message: host_pb2.Mount) -> views.Mount:
+    """Read a mount."""
+    return views.Mount(
+        host_path=message.host_path,
+        guest_path=message.guest_path,
+        readonly=message.readonly,
+        filesystem=message.filesystem,
+        state=message.state,
+        detail=message.detail,
     )
 
 
@@ -142,6 +152,50 @@ def template(message: host_pb2.Template) -> views.Template:
         staged=message.staged,
         created=_unix(message.created_unix_nanos / 1e9),
         current=message.current,
+        runtime=message.runtime,
+    )
+
+
+def port(message: host_pb2.Port) -> views.Port:
+    """Read a forward."""
+    return views.Port(
+        machine=message.machine,
+        protocol=message.protocol,
+        host_address=message.host_address,
+        host_port=message.host_port,
+        guest_address=message.guest_address,
+        guest_port=message.guest_port,
+        source=message.source,
+        state=message.state,
+        detail=message.detail,
+    )
+
+
+def image(message: host_pb2.Image) -> views.Image:
+    """Read a base image."""
+    return views.Image(
+        key=message.key,
+        source=message.source,
+        distro=message.distro,
+        version=message.version,
+        arch=message.arch,
+        init=message.init,
+        apparent_bytes=message.apparent_bytes,
+        allocated_bytes=message.allocated_bytes,
+        created=_unix(message.created_unix_nanos / 1e9),
+        machines=tuple(message.machines),
+        templates=message.templates,
+    )
+
+
+def import_request(new: views.NewImage) -> host_pb2.ImportImageRequest:
+    """Ask for an image of a file."""
+    return host_pb2.ImportImageRequest(
+        path=str(new.path),
+        name=new.name,
+        version=new.version,
+        arch=new.arch,
+        sha256=new.sha256,
     )
 
 
@@ -206,6 +260,8 @@ def event(message: host_pb2.Event) -> views.Event | None:
         case "progress":
             p = message.progress
             return views.ProgressEvent(message.subject, p.step, p.done, p.total, p.finished)
+        case "port":
+            return views.PortEvent(message.subject, port(message.port.port))
         case _:
             return None
 

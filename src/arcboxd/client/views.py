@@ -9,28 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A directory of the host that the guest sees."""
+    """A directory of the host that a guest has; ``state`` is mounted, waiting or failed."""
 
     host_path: str
     guest_path: str
     readonly: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class NewMachine:
-    """What to create; 0 and "" leave the choice to the daemon."""
-
-    name: str
-    cpus: int = 0
-    memory_bytes: int = 0
-    disk_bytes: int = 0
-    distro: str = ""
-    version: str = ""
-    arch: str = ""
-    mounts: tuple[Mount, ...] = ()
-    ssh_public_key: str = ""
-    kernel: str = ""
-    cmdline: str = ""
+    filesystem: str = ""
+    state: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +29,8 @@ class NewTemplate:
     distro: str = ""
     version: str = ""
     arch: str = ""
+    runtime: bool = False
+    """With containerd and dockerd running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +61,7 @@ class MachineExtra:
     disk_allocated_bytes: int
     boot: str
     boot_reason: str
+    docker_socket: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +102,32 @@ class SshInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class NewPort:
+    """What to forward; 0 and "" leave the choice to the daemon."""
+
+    guest_port: int
+    host_port: int = 0
+    host_address: str = ""
+    guest_address: str = ""
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A forward; ``state`` is open, taken, waiting or failed, and in an event closed."""
+
+    machine: str
+    protocol: str
+    host_address: str
+    host_port: int
+    guest_address: str
+    guest_port: int
+    source: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A machine as it once was; ``saved_bytes`` is of its memory, 0 when only disks are kept."""
 
@@ -138,11 +153,40 @@ class Template:
     staged: int
     created: datetime
     current: bool
+    runtime: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """A file to make an image of; "" leaves the choice to the daemon."""
+
+    path: Path
+    name: str
+    version: str = ""
+    arch: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What machines are made of; ``machines`` are the names of those that rest on it."""
+
+    key: str
+    source: str
+    distro: str
+    version: str
+    arch: str
+    init: str
+    apparent_bytes: int
+    allocated_bytes: int
+    created: datetime
+    machines: tuple[str, ...]
+    templates: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """The templates that were removed, and the room that this gave back."""
+    """The templates or images that were removed, and the room that this gave back."""
 
     keys: tuple[str, ...]
     freed_bytes: int
@@ -205,4 +249,12 @@ class ProgressEvent:
     finished: bool
 
 
-Event = StateEvent | ProgressEvent
+@dataclass(frozen=True, slots=True)
+class PortEvent:
+    """A forward is in another state."""
+
+    subject: str
+    port: Port
+
+
+Event = StateEvent | ProgressEvent | PortEvent

@@ -22,7 +22,7 @@ def check_length(paths: Paths) -> None:
 
     Source: unix(7), sun_path.
     """
-    longest = len(os.fsencode(paths.machine(_LONGEST).agent_socket))
+    longest = len(os.fsencode(paths.machine(_LONGEST).docker_socket))
     if longest > SUN_PATH_MAX:
         most = len(os.fsencode(paths.home)) - (longest - SUN_PATH_MAX)
         raise InvalidArgumentError(
@@ -56,9 +56,11 @@ def owned(paths: Paths) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         # Only under the lock: whatever has this name was left behind.
-        paths.socket.unlink(missing_ok=True)
+        for socket in (paths.socket, paths.docker_socket):
+            socket.unlink(missing_ok=True)
         yield
-        paths.socket.unlink(missing_ok=True)
+        for socket in (paths.socket, paths.docker_socket):
+            socket.unlink(missing_ok=True)
     finally:
         # The lock goes with the descriptor; the file stays, for a name must never be locked twice.
         os.close(descriptor)

@@ -13,9 +13,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from arcboxd import settings as settings_module
-from arcboxd.daemon import lock, logs
+from arcboxd.daemon import limits, lock, logs
 from arcboxd.daemon.parts import Parts, build
 from arcboxd.daemon.server import Server
+from arcboxd.docker.socket import DockerSockets
 from arcboxd.errors import ArcboxError, DaemonRunningError
 from arcboxd.machines.context import Context
 from arcboxd.machines.events import EventBus
@@ -61,6 +62,9 @@ async def serve(
             server = Server(machines, paths, stopping.set)
             await server.start()
             stack.push_async_callback(server.stop)
+            docker = DockerSockets(machines.context)
+            stack.push_async_callback(docker.close)
+            docker.open()
             _handle_signals(stopping, stack)
             _log.info(
                 "serving %d machines on %s", len(machines.list(all_states=True)), paths.socket
@@ -116,6 +120,7 @@ def run(*, home: Path | None = None, flags: dict[str, object] | None = None) -> 
         lock.check_length(paths)
         paths.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         logs.set_up(paths, settings.log_level, terminal=not _is_log(paths))
+        limits.raise_descriptors()
         asyncio.run(serve(settings, paths))
     except ArcboxError as error:
         sentence = " - ".join(filter(None, (error.message, error.hint)))

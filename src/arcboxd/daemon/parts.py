@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from arcboxd.assets.mirror import Mirror
 from arcboxd.assets.store import AssetStore
@@ -10,7 +11,7 @@ from arcboxd.guest.connector import LinkConnector
 from arcboxd.hypervisor.base import Hypervisor
 from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
 from arcboxd.hypervisor.qemu.hypervisor import QemuHypervisor
-from arcboxd.images.store import ImageStore
+from arcboxd.images.store import ImageStore, Origins
 from arcboxd.machines.interfaces import AgentConnector, Assets, Images
 from arcboxd.paths import Paths
 from arcboxd.settings import Settings
@@ -40,5 +41,15 @@ def build(settings: Settings, paths: Paths) -> Parts:
         hypervisor=QemuHypervisor(accelerator),
         connector=LinkConnector(timeout_scale=accelerator.timeout_scale),
         assets=AssetStore(paths, mirror=mirror),
-        images=ImageStore(paths, mirror=mirror),
+        images=ImageStore(paths, image_origins(settings, mirror)),
+    )
+
+
+def image_origins(settings: Settings, mirror: Mirror | None) -> Origins:
+    """Tell the image store where images come from."""
+    return Origins(
+        mirror=mirror,
+        ubuntu_mirror=settings.ubuntu_mirror,
+        servers=settings.image_servers,
+        keyring=Path(settings.image_keyring) if settings.image_keyring else None,
     )

@@ -26,6 +26,21 @@ class BootAssets:
 
 
 @dataclass(frozen=True, slots=True)
+class NewImage:
+    """A file to make an image of; the empty string stands for what the file itself says."""
+
+    path: str
+    """Absolute: qcow2, raw, root tarball, squashfs, OCI or docker archive."""
+    name: str
+    """By which machines name it as their distribution."""
+    version: str = ""
+    arch: str = ""
+    """Empty: the host's."""
+    sha256: str = ""
+    """Of the file; checked when it is given."""
+
+
+@dataclass(frozen=True, slots=True)
 class BaseImage:
     """A read-only root filesystem that overlays are made on."""
 
@@ -37,3 +52,8 @@ class BaseImage:
     distro: str
     version: str
     arch: str
+    source: str = "debian"
+    """``debian``, ``ubuntu``, ``simplestreams``, ``oci`` or ``file``."""
+    init: str = "systemd"
+    """Or ``openrc``, another program's name, or ``none``."""
+    created_unix_ns: int = 0

@@ -65,6 +65,36 @@ class ProcessIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectoryMount:
+    """A directory of the host that the guest has at a place of its own."""
+
+    host_path: str
+    """Absolute, as the user wrote it; symbolic links in it are followed at each start."""
+    guest_path: str
+    readonly: bool = False
+    slot: int = 0
+    """Its place among the machine's mounts that are writable, or that are not; given to it when it
+    is recorded, and kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewMachine:
+    """What a user asks for; 0 and the empty string stand for the daemon's defaults."""
+
+    name: str
+    cpus: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    distro: str = ""
+    version: str = ""
+    arch: str = ""
+    mounts: tuple[DirectoryMount, ...] = ()
+    ssh_public_key: str = ""
+    kernel: str = ""
+    cmdline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """What the user asked for, every default filled in."""
 
@@ -77,6 +107,9 @@ class MachineSpec:
     arch: str
     cmdline: str = ""
     ssh_public_keys: tuple[str, ...] = ()
+    mounts: tuple[DirectoryMount, ...] = ()
+    kernel: str = ""
+    """The user's own, by its path on the host; empty: ours."""
 
 
 class Boot(StrEnum):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +22,8 @@ from arcboxd.domain.guest import (
     Pong,
     SystemInfo,
 )
+from arcboxd.domain.ports import GuestEvent
+from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
 from arcboxd.errors import (
     AgentUnreachableError,
     ArcboxError,
@@ -31,7 +33,8 @@ from arcboxd.errors import (
 )
 from arcboxd.guest.link import AgentLink
 from arcboxd.link.call import Call, RemoteError
-from arcboxd.wire import convert, status
+from arcboxd.link.stream import Stream
+from arcboxd.wire import convert, ports, runtime, status
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2, common_pb2
 
@@ -42,10 +45,13 @@ _CALL_S = 5.0
 _CALL_MOST_S = 25.0
 """Clients of the daemon wait about 30 s for an answer; it should come before they give up."""
 _CONFIGURE_S = 30.0
+_MMAP_S = 25.0
 _CONFIGURE_RETRY_S = 0.05
 _CONFIGURE_RETRY_MOST_S = 2.0
 _RECONNECT_S = 3.0
 """How long a call waits for a session that was lost a moment ago, as when a guest reboots."""
+_MOUNT_S = 65.0
+"""The guest itself gives up after 60; while it boots, it has no modules for a while."""
 _ENTROPY_BYTES = 64
 _MAX_WARNINGS = 16
 
@@ -72,6 +78,7 @@ class LinkedAgent:
         self._call_s = min(_CALL_S * timeout_scale, _CALL_MOST_S)
         self._ready = asyncio.Event()
         self._trouble = ""
+        self._on_session: list[Callable[[], None]] = []
         self._link = AgentLink(name, link_socket, agent_socket, self._configure, self._lost)
 
     async def open(self) -> None:
@@ -160,6 +167,59 @@ class LinkedAgent:
             raise
         return True
 
+    async def open_stream(self, target: str) -> Stream:
+        """Open a stream to a socket of the guest's."""
+        try:
+            async with asyncio.timeout(self._call_s):
+                return await self._link.open_stream(target)
+        except TimeoutError as error:
+            raise LinkError(f"no answer to a stream to {target!r} in {self._call_s:g} s") from error
+
+    async def ensure_runtime(self, *, start_if_needed: bool, timeout_s: float) -> RuntimeAnswer:
+        """Have the container runtime ready, or only look."""
+        await self._session()
+        response = await self._call(
+            _AGENT + "EnsureRuntime",
+            agent_pb2.RuntimeEnsureRequest(start_if_needed=start_if_needed),
+            agent_pb2.RuntimeEnsureResponse,
+            timeout_s=timeout_s,
+        )
+        return runtime.answer(response)
+
+    async def runtime_status(self) -> RuntimeStatus:
+        """Tell how the container runtime is."""
+        await self._session()
+        request = agent_pb2.RuntimeStatusRequest()
+        return runtime.status(
+            await self._call(_AGENT + "GetRuntimeStatus", request, agent_pb2.RuntimeStatusResponse)
+        )
+
+    async def watch(self) -> AsyncGenerator[GuestEvent, None]:
+        """Give what the guest tells, for as long as the session lasts."""
+        await self._session()
+        try:
+            call = self._link.call(_GUEST + "Watch")
+            try:
+                await call.send(guest_pb2.WatchGuestRequest().SerializeToString())
+                call.stream.finish()
+                while (data := await call.receive()) is not None:
+                    event = ports.guest_event(guest_pb2.GuestEvent.FromString(data))
+                    if event is not None:
+                        yield event
+            finally:
+                call.stream.abort("nobody watches any more")
+        except (RemoteError, LinkError, DecodeError) as error:
+            raise self._translated(error) from error
+
+    async def mmap_read_file(self, path: str, offset: int, length: int) -> bytes:
+        """Read at most 3 MiB of a file through a shared mapping."""
+        await self._session()
+        request = agent_pb2.MmapReadFileRequest(path=path, offset=offset, length=length)
+        answer = await self._call(
+            _GUEST + "MmapReadFile", request, agent_pb2.MmapReadFileResponse, timeout_s=_MMAP_S
+        )
+        return answer.data[:length]
+
     async def settle(self, timeout_s: float) -> None:
         """Bring the system to rest, and take from it what no two machines may share."""
         await self._session()
@@ -175,6 +235,25 @@ class LinkedAgent:
         """Let a clone begin what it has held back."""
         await self._session()
         await self._call(_GUEST + "Begin", guest_pb2.BeginRequest(), guest_pb2.BeginResponse)
+
+    async def mount(self, tag: str, filesystem: str, path: str, *, readonly: bool) -> None:
+        """Mount a share that is plugged in, once the guest has found it."""
+        await self._session()
+        request = guest_pb2.MountRequest(
+            tag=tag, filesystem=filesystem, path=path, readonly=readonly
+        )
+        await self._call(_GUEST + "Mount", request, guest_pb2.MountResponse, timeout_s=_MOUNT_S)
+
+    async def unmount(self, path: str) -> None:
+        """Unmount a share, which may have to write first what it holds back."""
+        await self._session()
+        request = guest_pb2.UnmountRequest(path=path)
+        response = guest_pb2.UnmountResponse
+        await self._call(_GUEST + "Unmount", request, response, timeout_s=_MOUNT_S)
+
+    def on_session(self, call: Callable[[], None]) -> None:
+        """Have a function called at each further session, once the agent has its identity."""
+        self._on_session.append(call)
 
     async def shutdown(self, grace_s: int) -> None:
         """Ask for an orderly shutdown, which goes on after the answer."""
@@ -248,7 +327,7 @@ class LinkedAgent:
         # Before, so that Configure finds the clock set: each change wakes the guest's init.
         await self._link.sync_clock()
         if self._identity is None:
-            self._ready.set()
+            self._now_ready()
             return
         delay_s = _CONFIGURE_RETRY_S
         while True:
@@ -272,8 +351,13 @@ class LinkedAgent:
                 continue
             self._log_warnings(response.warnings)
             self._trouble = ""
-            self._ready.set()
+            self._now_ready()
             return
+
+    def _now_ready(self) -> None:
+        self._ready.set()
+        for call in self._on_session:
+            call()
 
     def _lost(self) -> None:
         self._ready.clear()

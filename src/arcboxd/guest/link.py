@@ -100,6 +100,16 @@ class AgentLink:
             raise LinkError(f"there is no link to the agent of machine {self._name!r}")
         return Call(self._peer.start(CALL + path))
 
+    async def open_stream(self, target: str) -> Stream:
+        """Open a stream to a target of the guest's; set a deadline around it.
+
+        Raises:
+            LinkError: There is no session, it broke, or the guest refused.
+        """
+        if self._peer is None:
+            raise LinkError(f"there is no link to the agent of machine {self._name!r}")
+        return await self._peer.open(target)
+
     async def ping(self) -> str:
         """Ask the agent for its version, in one round trip.
 

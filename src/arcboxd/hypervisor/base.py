@@ -74,6 +74,10 @@ class VmConfig:
     punches a hole into that file, under the feet of every other machine that maps it."""
     background: bool = False
     """Run it when nothing else wants the processors."""
+    runtime_disk: Path | None = None
+    """The container runtime's disk; it may be plugged in later instead: `Vm.plug_runtime`."""
+    pluggable: bool = True
+    """Devices can be plugged in while it runs. False for states saved by a version without that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,26 @@ class Hardware:
     data_disks: tuple[str, ...]
     """Their names, in the guest's order."""
     balloon: bool
+    runtime_disk: Path | None = None
+    pluggable: bool = True
+
+
+SHARE_SLOTS = 12
+"""Directories that can be plugged into a machine at a time, of each kind."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ShareSlot:
+    """One of the places for a directory of the host, each of them either writable or not."""
+
+    number: int
+    """Below `SHARE_SLOTS`."""
+    readonly: bool
+
+    @property
+    def tag(self) -> str:
+        """Name the share as the guest finds it."""
+        return f"arcbox-{'ro' if self.readonly else 'rw'}{self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +208,43 @@ class Vm(Protocol):
 
         Raises:
             HypervisorError: It was refused, or the monitor does not answer.
+        """
+        ...
+
+    async def plug_runtime(self, disk: Path) -> None:
+        """Plug the container runtime's disk in, as serial ``runtime``. Idempotent.
+
+        Raises:
+            HypervisorError: It was refused, or the monitor does not answer.
+        """
+        ...
+
+    async def plug_share(self, slot: ShareSlot, directory: Path) -> None:
+        """Plug a directory of the host in, for the guest to mount by the slot's tag as 9p.
+
+        A read-only slot is so on the host's side, whatever the guest does. Symbolic links in the
+        directory's own path are followed now, and never again.
+
+        Raises:
+            HypervisorError: It was refused, or the monitor does not answer.
+            MachineStateError: The machine is of a version that could not do this.
+        """
+        ...
+
+    async def unplug_share(self, slot: ShareSlot, timeout_s: float) -> None:
+        """Take a share out, which the guest has unmounted before. Idempotent.
+
+        Raises:
+            HypervisorError: It was refused, or the monitor does not answer.
+            TooLateError: The guest did not let go of it in time.
+        """
+        ...
+
+    async def shares(self) -> tuple[ShareSlot, ...]:
+        """Tell which slots are taken, as the hypervisor has it.
+
+        Raises:
+            HypervisorError: The monitor does not answer.
         """
         ...
 

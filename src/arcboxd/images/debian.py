@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from arcboxd import aio
-from arcboxd.assets.mirror import DEBIAN_ARCHES, Mirror, require_keyring
+from arcboxd.assets.mirror import DEBIAN_ARCHES
 from arcboxd.domain.image import ProgressFn
 from arcboxd.errors import AssetBuildError, PreconditionError
 from arcboxd.process import CommandError, run, tool
@@ -82,14 +82,14 @@ def namespace_command() -> list[str]:
 
 
 async def build_debian(
-    suite: str, arch: str, *, mirror: Mirror, debs: Path, target: Path, progress: ProgressFn
+    suite: str, arch: str, *, sources: str, debs: Path, target: Path, progress: ProgressFn
 ) -> None:
     """Make ``root.img`` in ``target``: ext4 without partitions, sparse.
 
     Args:
         suite: The release's name.
         arch: The architecture.
-        mirror: Where the packages come from, now and for the machine's own apt.
+        sources: A sources.list: where the packages come from, now and for the machine's own apt.
         debs: Keeps downloaded packages for the next build.
         target: An empty directory; also used for scratch.
         progress: Told of each step.
@@ -99,14 +99,13 @@ async def build_debian(
         MissingToolError: A program is missing on the host.
         PreconditionError: The user may not make user namespaces.
     """
-    require_keyring()
     tool("mmdebstrap")
     prefix = namespace_command()
-    program, sources = target / "build.sh", target / "sources.list"
+    program, listed = target / "build.sh", target / "sources.list"
     await asyncio.to_thread(debs.mkdir, parents=True, exist_ok=True)
     await asyncio.to_thread(program.write_bytes, script())
-    await asyncio.to_thread(sources.write_text, mirror.sources(suite, DEBIAN_ARCHES[arch]))
-    argv = [*prefix, "sh", str(program), suite, DEBIAN_ARCHES[arch], str(target), str(sources)]
+    await asyncio.to_thread(listed.write_text, sources)
+    argv = [*prefix, "sh", str(program), suite, DEBIAN_ARCHES[arch], str(target), str(listed)]
     argv += [",".join(PACKAGES), str(VIRTUAL_BYTES)]
     env = {**os.environ, "ARCBOX_DEB_CACHE": str(debs)}
     log = target / "build.log"
@@ -115,8 +114,8 @@ async def build_debian(
         await run(argv, timeout_s=_TIMEOUT_S, env=env)
     except CommandError as error:
         raise AssetBuildError(
-            f"cannot build the Debian {suite} image: {_complaint(log) or error}",
-            hint="check that the host reaches its Debian mirror",
+            f"cannot build the {suite} image: {_complaint(log) or error}",
+            hint="check that the host reaches its mirror",
         ) from error
     finally:
         await aio.cancel(watcher)

@@ -144,6 +144,11 @@ class Stream:
         """Bytes received and not yet read; never more than the window."""
         return self._buffered
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the peer reads no more; what it writes may go on."""
+        return self._write_error is not None
+
     # --- reading --------------------------------------------------------------------------------
 
     async def read(self, limit: int = 65536) -> bytes:

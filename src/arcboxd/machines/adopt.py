@@ -11,7 +11,7 @@ from arcboxd.domain.image import BootAssets
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import ArcboxError, HypervisorError, TooLateError
 from arcboxd.hypervisor.base import Vm, VmConfig
-from arcboxd.machines import remove, saved, snapshot, ssh
+from arcboxd.machines import remove, saved, shares, snapshot, ssh
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.create import discard
 from arcboxd.machines.launch import identity
@@ -224,9 +224,13 @@ async def _take_over(ctx: Context, machine: Machine, vm: Vm) -> None:
     except HypervisorError as error:
         _log.warning("machine %s may be paused: %s", machine.spec.name, error)
     agent = await ctx.connector.connect(machine, paths, identity(ctx, machine))
+    running = Running(vm, agent)
+    # Before: if its agent is not ready now, they are there as soon as it is.
+    shares.follow(ctx, machine.id, running)
     detail = ""
     try:
         await agent.wait_ready(ctx.scaled(_AGENT_S))
+        await shares.bring(ctx, machine, running)
     except TooLateError:
         detail = "it was adopted, and its agent has not answered since"
     if machine.state is MachineState.RUNNING:
@@ -235,7 +239,7 @@ async def _take_over(ctx: Context, machine: Machine, vm: Vm) -> None:
         machine = await ctx.registry.move(
             machine.id, MachineState.RUNNING, process=vm.process, detail=detail
         )
-    watch(ctx, machine, Running(vm, agent))
+    watch(ctx, machine, running)
     try:
         await snapshot.sweep(ctx, machine)
     except ArcboxError as error:

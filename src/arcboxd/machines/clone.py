@@ -78,6 +78,8 @@ async def _clone(ctx: Context, source: Machine, new: Machine) -> Machine:
         await ctx.registry.add(new)
         with storing("make the clone"):
             paths.directory.mkdir(mode=0o700, parents=True)
+            if ctx.paths.machine(source.id).runtime_marker.exists():
+                paths.runtime_marker.touch()
         await together(_copy_disks(ctx, source, new, running), ssh.make_keys(new, paths))
         machine = await ctx.registry.move(new.id, MachineState.STOPPED)
         undo.pop_all()

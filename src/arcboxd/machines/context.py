@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
 from arcboxd import aio
 from arcboxd.domain.image import ProgressFn
 from arcboxd.domain.machine import Machine, MachineState
+from arcboxd.domain.runtime import RuntimeAnswer
 from arcboxd.errors import MachineStateError
 from arcboxd.hypervisor.base import Hypervisor, Vm
 from arcboxd.machines.events import EventBus
 from arcboxd.machines.interfaces import AgentConnector, Assets, GuestAgent, Images
 from arcboxd.machines.locks import Locks
 from arcboxd.machines.registry import Registry
+from arcboxd.machines.shared import Shared
 from arcboxd.machines.staged import Pool
 from arcboxd.machines.template_store import TemplateStore
 from arcboxd.paths import Paths
+from arcboxd.ports.plan import Wanted
+from arcboxd.ports.table import PortTable
 from arcboxd.settings import Settings, host_cpus
 
 _LEAST_RESTORES = 2
+
+
+@dataclass(slots=True)
+class Shares:
+    """What has become of a running machine's mounts; `arcboxd.machines.shares` keeps it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    mounted: set[str] = field(default_factory=set)
+    """Their paths in the guest."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why one is not mounted, by its path in the guest."""
+    withheld: bool = False
+    """None may be there now."""
 
 
 @dataclass(slots=True)
@@ -31,6 +48,9 @@ class Running:
     vm: Vm
     agent: GuestAgent
     watcher: asyncio.Task[None] | None = None
+    follower: asyncio.Task[None] | None = None
+    """Keeps the machine's forwards as its guest says."""
+    shares: Shares = field(default_factory=Shares)
 
 
 @dataclass(slots=True)
@@ -55,8 +75,28 @@ class Context:
     begins: asyncio.Lock = field(default_factory=asyncio.Lock)
     template_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: dict[str, Running] = field(default_factory=dict)
+    on_running: list[Callable[[str, Running], None]] = field(default_factory=list)
+    """Called with each machine that runs, once this daemon holds it: started, resumed, adopted."""
+    plugs: Shared[None] = field(default_factory=Shared)
+    runtimes: Shared[RuntimeAnswer] = field(default_factory=Shared)
+    defaults: Shared[Machine] = field(default_factory=Shared)
     background: set[asyncio.Task[None]] = field(default_factory=set)
     now_ns: Callable[[], int] = time.time_ns
+    runtime_wanted: Callable[[str], Awaitable[None]] | None = None
+    """Called with a machine's id when its guest waits for the container runtime's disk."""
+    ports: PortTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what tells others of itself."""
+        self.ports = PortTable(self.events.port, self._ssh_holder)
+
+    def _ssh_holder(self, wanted: Wanted) -> str:
+        """Name the machine whose SSH has a port."""
+        if wanted.protocol == "tcp":
+            for machine in self.registry.all():
+                if machine.ssh_port == wanted.host_port and machine.id in self.running:
+                    return f"machine {machine.spec.name!r} (ssh)"
+        return ""
 
     def scaled(self, seconds: float) -> float:
         """Stretch a time that was chosen for kvm to what the accelerator needs."""

@@ -7,12 +7,12 @@ import os
 import secrets
 import shutil
 
-from arcboxd.domain.machine import Machine, MachineSpec, MachineState
+from arcboxd.domain.machine import Machine, MachineSpec, MachineState, NewMachine
 from arcboxd.errors import InvalidArgumentError
 from arcboxd.machines import disks, ssh
 from arcboxd.machines.context import Context
 from arcboxd.machines.undo import Undo, together
-from arcboxd.machines.validate import NewMachine, check_new, login_name, random_mac
+from arcboxd.machines.validate import check_new, login_name, random_mac
 
 
 async def create(ctx: Context, new: NewMachine) -> Machine:

@@ -40,6 +40,17 @@ async def on_template(paths: MachinePaths, template: TemplatePaths, size_bytes: 
     await _overlay(paths.disk, paths.template_disk.name, "qcow2", size_bytes)
 
 
+async def grow(paths: MachinePaths, size_bytes: int) -> None:
+    """Grow the root disk of a machine that has no process.
+
+    Raises:
+        CommandError: qemu-img failed; the disk is as it was.
+        MissingToolError: qemu-img is not installed.
+    """
+    argv = [tool("qemu-img", package="qemu-utils"), "resize", "-q", "-f", "qcow2"]
+    await run([*argv, str(paths.disk.absolute()), str(size_bytes)], timeout_s=_TIMEOUT_S)
+
+
 def share(source: Path, target: Path) -> None:
     """Give a file that is never written a second name; a link to it where that cannot be.
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from arcboxd.domain.ports import Port
+
 QUEUE_LIMIT = 1024
 """Events kept for one subscriber that does not read; then it loses the oldest."""
 
@@ -32,6 +34,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class PortChanged:
+    """A forward is in another state; ``closed`` when it is gone."""
+
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The subscriber was too slow, and this many events before the next were dropped."""
 
@@ -45,7 +54,7 @@ class Event:
     sequence: int
     unix_ns: int
     subject: str
-    what: StateChanged | Progress | Lost
+    what: StateChanged | Progress | PortChanged | Lost
 
 
 class Subscription:
@@ -114,7 +123,11 @@ class EventBus:
         """Tell how far a step is."""
         self._publish(subject, Progress(step, done, total, finished))
 
-    def _publish(self, subject: str, what: StateChanged | Progress) -> None:
+    def port(self, port: Port) -> None:
+        """Tell that a forward is in another state."""
+        self._publish(port.machine, PortChanged(port))
+
+    def _publish(self, subject: str, what: StateChanged | Progress | PortChanged) -> None:
         self._sequence += 1
         event = Event(self._sequence, time.time_ns(), subject, what)
         for subscription in self._subscriptions:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Pong, SystemInfo
 from arcboxd.errors import InvalidArgumentError
 from arcboxd.machines.context import Context
+
+MAX_MMAP_BYTES = 64 << 20
+_PIECE_BYTES = 1 << 20
 
 
 async def ping(ctx: Context, ref: str) -> Pong:
@@ -49,6 +52,36 @@ async def exec_(
     check_exec(spec)
     _, running = await ctx.running_machine(ref, "run a command in")
     return running.agent.exec(spec, inputs)
+
+
+async def mmap_read_file(
+    ctx: Context, ref: str, path: str, offset: int, length: int
+) -> AsyncGenerator[bytes, None]:
+    """Read a part of a guest's file through a shared mapping, in pieces, each of its own moment.
+
+    Past the end of the file there is less, or nothing.
+
+    Raises:
+        InvalidArgumentError: The path or the length can never be accepted.
+        MachineNotFoundError: There is no such machine.
+        MachineStateError: It does not run.
+        AgentUnreachableError: Its agent does not answer.
+        ArcboxError: The guest cannot read it, and says why.
+    """
+    if length > MAX_MMAP_BYTES:
+        raise InvalidArgumentError(
+            f"at most {MAX_MMAP_BYTES} bytes can be read at once, not {length}",
+            hint="read it in parts, or copy it with: arcbox cp",
+        )
+    _, running = await ctx.running_machine(ref, "read a file of")
+    end = offset + length
+    while True:
+        wanted = min(_PIECE_BYTES, end - offset)
+        data = await running.agent.mmap_read_file(path, offset, wanted)
+        offset += len(data)
+        yield data
+        if len(data) < wanted or offset >= end:
+            return
 
 
 def check_exec(spec: ExecSpec) -> None:

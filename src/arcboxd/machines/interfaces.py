@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Identity, Pong, SystemInfo
-from arcboxd.domain.image import BaseImage, BootAssets, ProgressFn
+from arcboxd.domain.image import BaseImage, BootAssets, NewImage, ProgressFn
 from arcboxd.domain.machine import Machine
+from arcboxd.domain.ports import GuestEvent
+from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
+from arcboxd.link.stream import Stream
 from arcboxd.paths import MachinePaths
 
 
@@ -51,6 +55,25 @@ class GuestAgent(Protocol):
         """Tell whether something listens on a TCP port of the guest within the time."""
         ...
 
+    def watch(self) -> AsyncGenerator[GuestEvent, None]:
+        """Give what the guest tells: all that there is, `Synced`, then each change.
+
+        There is one such call at a time; it ends with the session.
+
+        Raises:
+            AgentUnreachableError: No session, or it broke.
+        """
+        ...
+
+    async def mmap_read_file(self, path: str, offset: int, length: int) -> bytes:
+        """Read at most 3 MiB of a file through a shared mapping; less past its end.
+
+        Raises:
+            AgentUnreachableError: No session, or it broke.
+            ArcboxError: The guest cannot read it, and says why.
+        """
+        ...
+
     async def settle(self, timeout_s: float) -> None:
         """Bring the system to rest, and take from it what no two machines may share.
 
@@ -69,8 +92,56 @@ class GuestAgent(Protocol):
         """
         ...
 
+    async def open_stream(self, target: str) -> Stream:
+        """Open a stream to what the guest has: ``unix:PATH`` or ``tcp:ADDRESS:PORT``.
+
+        Raises:
+            LinkError: There is no session, the guest refused, or it did not answer in time.
+        """
+        ...
+
+    async def ensure_runtime(self, *, start_if_needed: bool, timeout_s: float) -> RuntimeAnswer:
+        """Have the container runtime ready, or only look.
+
+        Raises:
+            AgentUnreachableError: No session, it broke, or no answer came in ``timeout_s`` seconds.
+            UnsupportedError: The agent is of a version that could not do this.
+        """
+        ...
+
+    async def runtime_status(self) -> RuntimeStatus:
+        """Tell how the container runtime is.
+
+        Raises:
+            AgentUnreachableError: No session, or it broke.
+            UnsupportedError: The agent is of a version that could not do this.
+        """
+        ...
+
     async def sync_clock(self) -> None:
         """Set the guest's clock, which stood still while the machine was halted. Never raises."""
+        ...
+
+    async def mount(self, tag: str, filesystem: str, path: str, *, readonly: bool) -> None:
+        """Mount a share that is plugged in, once the guest has found it. Idempotent.
+
+        Raises:
+            AgentUnreachableError: No session, it broke, or the guest did not find it in time.
+            PreconditionError: The guest cannot mount it.
+        """
+        ...
+
+    async def unmount(self, path: str) -> None:
+        """Unmount a share; one that is not mounted is no error.
+
+        Raises:
+            AgentUnreachableError: No session, or it broke.
+            PreconditionError: It is in use; says by whom.
+        """
+        ...
+
+    def on_session(self, call: Callable[[], None]) -> None:
+        """Have a function called at each further session, once the agent has its identity."""
         ...
 
     async def shutdown(self, grace_s: int) -> None:
@@ -108,6 +179,19 @@ class Assets(Protocol):
         """
         ...
 
+    async def runtime(self, arch: str, progress: ProgressFn) -> Path:
+        """Give the container runtime's disk, building it when it is missing.
+
+        Raises:
+            AssetBuildError: A step failed; nothing half-made is left.
+            MissingToolError: A program is missing on the host.
+        """
+        ...
+
+    def find_runtime(self, arch: str) -> Path | None:
+        """Give the container runtime's disk if it is there."""
+        ...
+
 
 class Images(Protocol):
     """Builds or fetches, once, what machines have as their root."""
@@ -135,4 +219,31 @@ class Images(Protocol):
 
     async def get(self, key: str) -> BaseImage | None:
         """Give an image that is there already."""
+        ...
+
+    async def list(self) -> Sequence[BaseImage]:
+        """List the images that are there, oldest first."""
+        ...
+
+    async def pull(self, distro: str, version: str, arch: str, progress: ProgressFn) -> BaseImage:
+        """Do as `ensure`, but ask registries and image servers for what is newest."""
+        ...
+
+    async def import_file(self, new: NewImage, progress: ProgressFn) -> BaseImage:
+        """Make an image of a file.
+
+        Raises:
+            CorruptError: The file is damaged, or has another digest.
+            InvalidArgumentError: There is no such file, or its name cannot be.
+            UnsafeImageError: It has what could harm the host.
+            UnsupportedError: It is of a kind, or for an architecture, that is not known.
+        """
+        ...
+
+    async def remove(self, image: BaseImage) -> int:
+        """Remove an image that nothing rests on, and give the bytes that this frees."""
+        ...
+
+    async def verify(self, image: BaseImage) -> Sequence[str]:
+        """Name the files of an image that are not what was built."""
         ...

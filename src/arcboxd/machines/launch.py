@@ -6,6 +6,8 @@ import asyncio
 import os
 import uuid
 from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from arcboxd.domain.guest import Identity
@@ -36,6 +38,11 @@ async def vm_config(ctx: Context, machine: Machine, paths: MachinePaths | None =
     """
     spec = machine.spec
     volumes = ctx.paths.volumes / machine.id
+    paths = paths or ctx.paths.machine(machine.id)
+    runtime = paths.runtime_marker.exists()
+    assets = await ctx.assets.ensure(spec.arch, ctx.reporter(machine))
+    if spec.kernel:
+        assets = replace(assets, kernel=Path(spec.kernel), kernel_version="")
     return VmConfig(
         machine_id=machine.id,
         name=spec.name,
@@ -44,10 +51,11 @@ async def vm_config(ctx: Context, machine: Machine, paths: MachinePaths | None =
         cpus=spec.cpus,
         memory_bytes=spec.memory_bytes // MIB * MIB,
         mac=machine.mac,
-        paths=paths or ctx.paths.machine(machine.id),
-        assets=await ctx.assets.ensure(spec.arch, ctx.reporter(machine)),
+        paths=paths,
+        assets=assets,
         cmdline=spec.cmdline,
         data_disks=tuple(DataDisk(p.stem, p) for p in sorted(volumes.glob("*.qcow2"))),
+        runtime_disk=ctx.assets.find_runtime(spec.arch) if runtime else None,
     )
 
 

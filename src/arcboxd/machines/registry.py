@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol, TypedDict, Unpack
 
-from arcboxd.domain.machine import Boot, Machine, MachineState, ProcessIdentity, check_transition
+from arcboxd.domain.machine import (
+    Boot,
+    Machine,
+    MachineSpec,
+    MachineState,
+    ProcessIdentity,
+    check_transition,
+)
 from arcboxd.errors import (
     ArcboxError,
     InvalidArgumentError,
@@ -40,6 +47,7 @@ class Store(Protocol):
 class Changes(TypedDict, total=False):
     """What may change in a record besides its state."""
 
+    spec: MachineSpec
     image_key: str
     ssh_port: int
     started_unix_ns: int

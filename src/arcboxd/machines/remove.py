@@ -83,6 +83,7 @@ async def erase(ctx: Context, machine_id: str, *, volumes: bool) -> None:
         _log.info("the data disks of the removed machine %s stay in %s", machine.spec.name, disks)
     await _delete(ctx.paths.machine(machine_id).directory)
     await ctx.registry.erase(machine_id)
+    await ctx.ports.forget(machine_id)
 
 
 async def _delete(directory: Path) -> None:

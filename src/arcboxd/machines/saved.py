@@ -59,6 +59,8 @@ class Saved:
     saved_unix_ns: int
     files: dict[str, int]
     """Each file's size."""
+    pluggable: bool = False
+    """Not in manifests of versions before it."""
 
     @property
     def state_bytes(self) -> int:
@@ -89,6 +91,8 @@ async def save(ctx: Context, machine: Machine, vm: Vm, target: SavedPaths) -> Sa
     disks.share(hardware.initramfs, target.initramfs)
     disks.share(hardware.modules_disk, target.modules_disk)
     disks.share(hardware.agent_disk, target.agent_disk)
+    if hardware.runtime_disk is not None:
+        disks.share(hardware.runtime_disk, target.runtime_disk)
     watcher = aio.spawn(_watch(target.state, report), name=f"progress of {machine.spec.name}")
     try:
         timeout_s = _SAVE_S + memory_bytes / _SLOWEST_BYTES_S
@@ -112,6 +116,7 @@ async def save(ctx: Context, machine: Machine, vm: Vm, target: SavedPaths) -> Sa
             data_disks=hardware.data_disks,
             saved_unix_ns=ctx.now_ns(),
             files={path.name: path.stat().st_size for path in target.directory.iterdir()},
+            pluggable=hardware.pluggable,
         )
         content = json.dumps({"format": _FORMAT, **asdict(saved)}, indent=1).encode()
         await asyncio.to_thread(durable.write, target.manifest, content)
@@ -177,6 +182,8 @@ def vm_config(ctx: Context, machine: Machine, saved: Saved, boot: SavedPaths) ->
         data_disks=tuple(DataDisk(name, volumes / f"{name}.qcow2") for name in saved.data_disks),
         machine_type=saved.machine_type,
         balloon=saved.balloon,
+        runtime_disk=boot.runtime_disk if boot.runtime_disk.name in saved.files else None,
+        pluggable=saved.pluggable,
     )
 
 
@@ -194,6 +201,8 @@ def keep_boot_files(source: SavedPaths, paths: MachinePaths) -> SavedPaths:
     disks.share(source.initramfs, boot.initramfs)
     disks.share(source.modules_disk, boot.modules_disk)
     disks.share(source.agent_disk, boot.agent_disk)
+    if source.runtime_disk.exists():
+        disks.share(source.runtime_disk, boot.runtime_disk)
     return boot
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 
 from arcboxd import aio
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Pong, SystemInfo
-from arcboxd.domain.machine import Machine, MachineState
-from arcboxd.machines import adopt, guest, snapshot, ssh, template
+from arcboxd.domain.image import NewImage
+from arcboxd.domain.machine import DirectoryMount, Machine, MachineState, NewMachine
+from arcboxd.domain.ports import Port, UserForward
+from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
+from arcboxd.machines import adopt, guest, images, mounts, ports, runtime, snapshot, ssh, template
 from arcboxd.machines.clone import clone
 from arcboxd.machines.context import Context
 from arcboxd.machines.create import create
 from arcboxd.machines.remove import remove
 from arcboxd.machines.resume import resume
+from arcboxd.machines.set_machine import set_machine
 from arcboxd.machines.start import start
 from arcboxd.machines.stop import stop
 from arcboxd.machines.suspend import suspend
 from arcboxd.machines.usage import Usage, usage
-from arcboxd.machines.validate import NewMachine
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +36,8 @@ class Machines:
     def __init__(self, context: Context) -> None:
         """Serve nothing yet; `open` does."""
         self.context = context
+        context.runtime_wanted = partial(runtime.plug, context)
+        context.on_running.append(partial(runtime.follow, context))
 
     async def open(self) -> None:
         """Load the records, clean up after a crash, and begin to adopt in the background.
@@ -50,6 +56,8 @@ class Machines:
         for task in tuple(self.context.background):
             await aio.cancel(task)
         self.context.background.clear()
+        for shared in (self.context.plugs, self.context.runtimes, self.context.defaults):
+            await shared.close()
         try:
             # A start that was cancelled with its call still has to kill and record.
             async with asyncio.timeout(_UNDO_S):
@@ -62,6 +70,7 @@ class Machines:
                 await aio.cancel(running.watcher)
             try:
                 async with asyncio.timeout(2.0):
+                    await ports.detach(self.context, machine_id, running)
                     await running.agent.close()
                     await running.vm.detach()
             except Exception:  # noqa: BLE001
@@ -94,6 +103,20 @@ class Machines:
         """Remove a machine: `arcboxd.machines.remove`."""
         await remove(self.context, ref, force=force, volumes=volumes)
 
+    async def set_machine(
+        self, ref: str, *, cpus: int = 0, memory_bytes: int = 0, disk_bytes: int = 0
+    ) -> Machine:
+        """Change what a stopped machine is made of: `arcboxd.machines.set_machine`."""
+        return await set_machine(
+            self.context, ref, cpus=cpus, memory_bytes=memory_bytes, disk_bytes=disk_bytes
+        )
+
+    def mmap_read_file(
+        self, ref: str, path: str, offset: int, length: int
+    ) -> AsyncGenerator[bytes, None]:
+        """Read a guest's file through a mapping, in pieces: `arcboxd.machines.guest`."""
+        return guest.mmap_read_file(self.context, ref, path, offset, length)
+
     async def suspend(self, ref: str) -> int:
         """Suspend a machine, and give the saved bytes: `arcboxd.machines.suspend`."""
         return await suspend(self.context, ref)
@@ -122,9 +145,24 @@ class Machines:
         """Make a new machine with a copy of another's disks: `arcboxd.machines.clone`."""
         return await clone(self.context, ref, name)
 
-    async def prepare_template(self, new: NewMachine) -> template.TemplateUse:
+    async def add_mount(self, ref: str, mount: DirectoryMount) -> mounts.MountStatus:
+        """Add a mount to a machine: `arcboxd.machines.mounts`."""
+        return await mounts.add(self.context, ref, mount)
+
+    async def remove_mount(self, ref: str, guest_path: str) -> None:
+        """Take a mount from a machine: `arcboxd.machines.mounts`."""
+        await mounts.remove(self.context, ref, guest_path)
+
+    async def list_mounts(self, ref: str) -> Sequence[mounts.MountStatus]:
+        """Tell a machine's mounts: `arcboxd.machines.mounts`."""
+        return await mounts.mounts(self.context, ref)
+
+    async def prepare_template(
+        self, new: NewMachine, *, runtime: bool = False
+    ) -> template.TemplateUse:
         """Make a template: `arcboxd.machines.template`."""
-        return await template.use(self.context, await template.prepare(self.context, new))
+        made = await template.prepare(self.context, new, runtime=runtime)
+        return await template.use(self.context, made)
 
     async def templates(self) -> Sequence[template.TemplateUse]:
         """Give every template, and what uses it: `arcboxd.machines.template`."""
@@ -138,9 +176,57 @@ class Machines:
         """Remove the templates that are of no more use: `arcboxd.machines.template`."""
         return await template.prune(self.context)
 
+    async def ensure_runtime(self, ref: str, *, start_if_needed: bool) -> RuntimeAnswer:
+        """Have a machine's container runtime ready: `arcboxd.machines.runtime`."""
+        return await runtime.ensure(self.context, ref, start_if_needed=start_if_needed)
+
+    async def runtime_status(self, ref: str) -> RuntimeStatus:
+        """Tell how a machine's container runtime is: `arcboxd.machines.runtime`."""
+        return await runtime.status(self.context, ref)
+
+    async def list_images(self) -> Sequence[images.ImageUse]:
+        """Give every base image, and what uses it: `arcboxd.machines.images`."""
+        return await images.uses(self.context)
+
+    async def pull_image(self, distro: str, version: str, arch: str) -> images.ImageUse:
+        """Build or fetch a base image: `arcboxd.machines.images`."""
+        return await images.pull(self.context, distro, version, arch)
+
+    async def import_image(self, new: NewImage) -> images.ImageUse:
+        """Make a base image of a file: `arcboxd.machines.images`."""
+        return await images.import_file(self.context, new)
+
+    async def remove_image(self, ref: str) -> int:
+        """Remove a base image, and give the bytes freed: `arcboxd.machines.images`."""
+        return await images.remove(self.context, ref)
+
+    async def prune_images(self) -> tuple[Sequence[str], int]:
+        """Remove the base images that are of no more use: `arcboxd.machines.images`."""
+        return await images.prune(self.context)
+
+    async def verify_image(self, ref: str) -> Sequence[str]:
+        """Name an image's damaged files: `arcboxd.machines.images`."""
+        return await images.verify(self.context, ref)
+
     async def usage(self, refs: Sequence[str]) -> Usage:
         """Tell what machines use of the host: `arcboxd.machines.usage`."""
         return await usage(self.context, refs)
+
+    async def add_port(self, ref: str, asked: UserForward) -> Port:
+        """Forward a port of the host to a machine: `arcboxd.machines.ports`."""
+        return await ports.add(self.context, ref, asked)
+
+    async def remove_port(
+        self, ref: str, *, protocol: str, host_address: str, host_port: int
+    ) -> None:
+        """Forget a forward of the user's own: `arcboxd.machines.ports`."""
+        await ports.remove(
+            self.context, ref, protocol=protocol, host_address=host_address, host_port=host_port
+        )
+
+    async def ports(self, ref: str) -> Sequence[Port]:
+        """Show the forwards of a machine, or of all: `arcboxd.machines.ports`."""
+        return await ports.ports(self.context, ref)
 
     async def ping(self, ref: str) -> Pong:
         """Ask a machine's agent for an answer."""

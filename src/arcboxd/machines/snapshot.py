@@ -28,7 +28,7 @@ from arcboxd.errors import (
     SnapshotExistsError,
     SnapshotNotFoundError,
 )
-from arcboxd.machines import disk_snapshots, saved, template
+from arcboxd.machines import disk_snapshots, saved, shares, template
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.pause import paused
 from arcboxd.machines.stop import end
@@ -75,6 +75,7 @@ async def create(ctx: Context, ref: str, name: str = "") -> Snapshot:
         MachineNotFoundError: There is no such machine.
         MachineBusyError: Another operation holds it.
         MachineStateError: It is neither stopped nor suspended nor running.
+        PreconditionError: A mount is in use in the guest; says by whom.
         NoRoomError: The disk is full, or the machine has too many snapshots.
         HypervisorError: QEMU refused, or ended.
         StoreError: Something cannot be written.
@@ -237,7 +238,7 @@ async def _create(ctx: Context, machine: Machine, name: str) -> Snapshot:
 async def _take_live(
     ctx: Context, machine: Machine, running: Running, part: SnapshotPaths, tag: str
 ) -> tuple[tuple[str, ...], int]:
-    async with paused(running):
+    async with shares.withdrawn(ctx, machine, running), paused(running):
         # Before the memory: to save that, QEMU lets go of the disks. Nothing runs between the two.
         await running.vm.snapshot_disks(tag)
         memory = await saved.save(ctx, machine, running.vm, SavedPaths(part.memory))

@@ -13,7 +13,7 @@ from arcboxd import aio
 from arcboxd.domain.machine import Boot, Machine, MachineState
 from arcboxd.errors import ArcboxError, MachineStateError, NoRoomError, StoreError
 from arcboxd.hypervisor.base import Forward, Vm, VmConfig
-from arcboxd.machines import console, disks, resume, ssh, staging, template
+from arcboxd.machines import console, disks, ports, resume, shares, ssh, staging, template
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.launch import first_answer, identity, vm_config
 from arcboxd.machines.locks import NOTE_END
@@ -77,6 +77,8 @@ async def _boot(ctx: Context, machine: Machine) -> None:
         if isinstance(choice, Template):
             async with ctx.restores:
                 why = await _from_template(ctx, machine, config, choice)
+            if not why and choice.runtime_disk is not None:
+                config.paths.runtime_marker.touch()
         else:
             why = choice
         if why:
@@ -220,6 +222,8 @@ async def finish(ctx: Context, machine: Machine, vm: Vm, *, restored: bool = Fal
             ctx, machine, paths, vm, who, timeout_s=timeout_s, paused=restored
         )
         undo.push_async_callback(agent.close)
+        running = Running(vm, agent)
+        await shares.bring(ctx, machine, running)
         await vm.allow_reset()
         machine = await ctx.registry.move(
             machine.id,
@@ -229,18 +233,23 @@ async def finish(ctx: Context, machine: Machine, vm: Vm, *, restored: bool = Fal
             detail="",
         )
         undo.pop_all()
-    watch(ctx, machine, Running(vm, agent))
+    shares.follow(ctx, machine.id, running)
+    watch(ctx, machine, running)
 
 
 def watch(ctx: Context, machine: Machine, running: Running) -> None:
     """Count a machine as this daemon's, and record its end when it comes by itself."""
     ctx.running[machine.id] = running
     running.watcher = aio.spawn(_watch(ctx, machine.id, running), name=f"watch {machine.spec.name}")
+    for call in ctx.on_running:
+        call(machine.id, running)
+    ports.attach(ctx, machine, running)
 
 
 async def retire(ctx: Context, machine_id: str, detail: str) -> None:
     """Let go of a machine whose process is gone, and record it as stopped."""
     if (running := ctx.running.pop(machine_id, None)) is not None:
+        await ports.detach(ctx, machine_id, running)
         await running.agent.close()
         await running.vm.detach()
     await ctx.registry.move(machine_id, MachineState.STOPPED, process=None, detail=detail)
@@ -274,6 +283,7 @@ async def on_a_port(
         NoRoomError: None stayed free for long enough.
     """
     taken = frozenset(m.ssh_port for m in ctx.registry.all() if m.id != machine.id and m.ssh_port)
+    taken |= ctx.ports.user_ports() - {machine.ssh_port}
     wanted = machine.ssh_port
     for _ in range(_LAUNCH_TRIES):
         port = ssh.choose_port(wanted, taken)

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import ArcboxError, MachineStateError
-from arcboxd.machines import saved
+from arcboxd.machines import ports, saved, shares
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.launch import ExitedError, identity, unless_exit
 from arcboxd.machines.undo import Undo, complete
@@ -30,6 +30,7 @@ async def suspend(ctx: Context, ref: str) -> int:
         MachineNotFoundError: There is no such machine.
         MachineBusyError: Another operation holds it.
         MachineStateError: It does not run, or was stopped by force meanwhile.
+        PreconditionError: A mount is in use in the guest; says by whom.
         NoRoomError: The disk is full.
         HypervisorError: QEMU refused, or ended.
         TooLateError: It took too long.
@@ -55,6 +56,8 @@ async def suspend(ctx: Context, ref: str) -> int:
 async def _suspend(ctx: Context, machine: Machine, running: Running) -> int:
     paths = ctx.paths.machine(machine.id)
     async with Undo() as undo:
+        undo.push_async_callback(shares.restore, ctx, machine, running)
+        await shares.withdraw(ctx, machine, running)
         undo.push_async_exit(_Failed(ctx, machine, running).go_on)
         await ctx.registry.move(machine.id, MachineState.SUSPENDING, detail="")
         # So that the memory has no session in it that nobody will answer.
@@ -71,6 +74,7 @@ async def _end(ctx: Context, machine: Machine, running: Running, undo: Undo) -> 
     undo.pop_all()
     await running.vm.kill()
     del ctx.running[machine.id]
+    await ports.detach(ctx, machine.id, running)
     await running.vm.detach()
     await ctx.registry.move(machine.id, MachineState.SUSPENDED, process=None)
 
@@ -111,6 +115,7 @@ async def _reconnect(ctx: Context, machine: Machine, running: Running) -> None:
     try:
         await running.agent.close()
         running.agent = await ctx.connector.connect(machine, paths, identity(ctx, machine))
+        shares.follow(ctx, machine.id, running)
         await unless_exit(running.vm, running.agent.wait_ready(ctx.scaled(_AGENT_S)))
     except (ArcboxError, ExitedError) as error:
         _log.warning("the agent of machine %s is out of reach: %s", machine.spec.name, error)

@@ -14,15 +14,16 @@ from pathlib import Path
 
 from arcboxd.domain.guest import Identity
 from arcboxd.domain.image import ProgressFn
-from arcboxd.domain.machine import Boot, Machine, MachineSpec, MachineState
+from arcboxd.domain.machine import Boot, Machine, MachineSpec, MachineState, NewMachine
 from arcboxd.errors import ArcboxError, HypervisorError, PreconditionError
 from arcboxd.hypervisor.base import MemoryFile, SavedState, Vm, VmConfig
 from arcboxd.machines import disks, leftover, ssh
 from arcboxd.machines.context import Context
+from arcboxd.machines.interfaces import GuestAgent
 from arcboxd.machines.launch import ExitedError, first_answer, unless_exit, vm_config
-from arcboxd.machines.template_store import Shape, Template
+from arcboxd.machines.template_store import NONE_FITS, Shape, Template
 from arcboxd.machines.undo import Undo
-from arcboxd.machines.validate import NewMachine, check_new, login_name, random_mac
+from arcboxd.machines.validate import check_new, login_name, random_mac
 from arcboxd.paths import MachinePaths, TemplatePaths
 from arcboxd.process import ProcessHandle
 
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 _HOSTNAME = "template"
 _SETTLE_S = 60.0
 """Under kvm, from the agent's first answer to a system at rest."""
+_RUNTIME_S = 60.0
+"""Under kvm, for containerd and dockerd to start."""
 _QUIET_S = 0.3
 """Between the agent's last answer and the freeze, for what the answer itself set going."""
 _SAVE_S = 60.0
@@ -38,8 +41,13 @@ _AFTER_START_S = 3.0
 """Under kvm, before a template is made in the background: the user's machine boots still."""
 
 
-async def prepare(ctx: Context, new: NewMachine) -> Template:
+async def prepare(ctx: Context, new: NewMachine, *, runtime: bool = False) -> Template:
     """Make a template for machines like ``new``, or give the one that there is.
+
+    Args:
+        ctx: What templates are made in.
+        new: A machine, whose name does not matter.
+        runtime: Freeze it with containerd and dockerd running.
 
     Raises:
         InvalidArgumentError: A value can never be accepted.
@@ -59,11 +67,16 @@ async def prepare(ctx: Context, new: NewMachine) -> Template:
     def report(step: str, done: int, total: int) -> None:
         ctx.events.progress(_HOSTNAME, step, done, total, finished=0 < total <= done)
 
-    return await make(ctx, spec, report)
+    return await make(ctx, spec, report, runtime=runtime)
 
 
 async def make(
-    ctx: Context, spec: MachineSpec, report: ProgressFn, *, background: bool = False
+    ctx: Context,
+    spec: MachineSpec,
+    report: ProgressFn,
+    *,
+    runtime: bool = False,
+    background: bool = False,
 ) -> Template:
     """Boot an image, bring it to rest and freeze it; or give the template that there is.
 
@@ -79,7 +92,8 @@ async def make(
         image = await ctx.images.ensure(spec.distro, spec.version, spec.arch, report)
         machine = stand_in(ctx, spec, image.key)
         work = MachinePaths(ctx.paths.work / machine.id)
-        config = _freezable(await vm_config(ctx, machine, work))
+        disk = await ctx.assets.runtime(spec.arch, report) if runtime else None
+        config = _freezable(await vm_config(ctx, machine, work), disk)
         shape = await _shape(ctx, config, image.key, spec.disk_bytes)
         found = ctx.templates.fitting(shape)
         if isinstance(found, Template) and found.shape == shape:
@@ -91,7 +105,7 @@ async def make(
             await disks.on_image(work, image, spec.disk_bytes)
             vm = await ctx.hypervisor.launch(replace(config, background=background))
             undo.push_async_callback(vm.kill)
-            await _settle(ctx, machine, work, vm, report)
+            await _settle(ctx, machine, work, vm, report, runtime=runtime)
             report("making a template: freezing", 0, 0)
             state = await _freeze(vm, work, ctx.scaled(_SAVE_S))
             facts: dict[str, object] = {
@@ -103,6 +117,7 @@ async def make(
                 "memory_bytes": config.memory_bytes,
                 "machine_type": state.machine_type,
                 "created_unix_ns": ctx.now_ns(),
+                "runtime_disk": str(disk or ""),
             }
             made = TemplatePaths(work.directory)
             template = await asyncio.to_thread(ctx.templates.publish, made, facts, shape)
@@ -116,18 +131,18 @@ async def make(
     return template
 
 
-def make_soon(ctx: Context, machine: Machine) -> None:
+def make_soon(ctx: Context, machine: Machine, *, runtime: bool = False) -> None:
     """Make a template of a machine's shape in the background, unless that is not wanted."""
     if ctx.settings.templates != "auto":
         return
-    name = f"template of {machine.spec.distro}"
+    name = f"template of {machine.spec.distro}{' with the runtime' if runtime else ''}"
     if ctx.works_on(name):
         return
 
     async def work() -> None:
         await asyncio.sleep(ctx.scaled(_AFTER_START_S))
         try:
-            await make(ctx, machine.spec, _quiet, background=True)
+            await make(ctx, machine.spec, _quiet, runtime=runtime, background=True)
         except ArcboxError as error:
             _log.warning("no template was made of machine %s: %s", machine.spec.name, error)
 
@@ -142,8 +157,18 @@ async def choose(ctx: Context, machine: Machine, config: VmConfig) -> Template |
         return "templates are switched off"
     if config.data_disks:
         return "it has data disks"
-    shape = await _shape(ctx, _freezable(config), machine.image_key, machine.spec.disk_bytes)
-    return ctx.templates.fitting(shape)
+    if machine.spec.kernel:
+        return "it has a kernel of its own"
+    why = ""
+    # Who made a template with the container runtime wants it in new machines.
+    for disk in dict.fromkeys((ctx.assets.find_runtime(machine.spec.arch), None)):
+        ours = _freezable(config, disk)
+        shape = await _shape(ctx, ours, machine.image_key, machine.spec.disk_bytes)
+        found = ctx.templates.fitting(shape)
+        if isinstance(found, Template):
+            return found
+        why = found if why in {"", NONE_FITS} else why
+    return why
 
 
 def fresh(machine: Machine) -> bool:
@@ -165,6 +190,7 @@ async def restore(ctx: Context, template: Template, config: VmConfig, disk_bytes
         balloon=False,
         memory_file=MemoryFile(template.paths.memory, shared=False),
         machine_type=template.machine_type,
+        runtime_disk=template.runtime_disk,
     )
     state = SavedState(template.paths.state, memory_in_file=True)
     vm = await ctx.hypervisor.launch(config, state)
@@ -259,7 +285,9 @@ async def current(ctx: Context, template: Template) -> bool:
         return False
     machine = stand_in(ctx, spec(template), image.key)
     work = MachinePaths(ctx.paths.work / machine.id)
-    config = _freezable(await vm_config(ctx, machine, work))
+    if template.runtime_disk not in {None, ctx.assets.find_runtime(template.arch)}:
+        return False
+    config = _freezable(await vm_config(ctx, machine, work), template.runtime_disk)
     return template.shape == await _shape(ctx, config, image.key, template.shape.disk_bytes)
 
 
@@ -310,10 +338,10 @@ def stand_in(ctx: Context, spec: MachineSpec, image_key: str) -> Machine:
     )
 
 
-def _freezable(config: VmConfig) -> VmConfig:
+def _freezable(config: VmConfig, runtime_disk: Path | None) -> VmConfig:
     """Give the configuration of a machine whose RAM is a file in its directory."""
     memory = MemoryFile(TemplatePaths(config.paths.directory).memory, shared=True)
-    return replace(config, memory_file=memory, balloon=False)
+    return replace(config, memory_file=memory, balloon=False, runtime_disk=runtime_disk)
 
 
 async def _shape(ctx: Context, config: VmConfig, image_key: str, disk_bytes: int) -> Shape:
@@ -327,7 +355,13 @@ async def _shape(ctx: Context, config: VmConfig, image_key: str, disk_bytes: int
 
 
 async def _settle(
-    ctx: Context, machine: Machine, work: MachinePaths, vm: Vm, report: ProgressFn
+    ctx: Context,
+    machine: Machine,
+    work: MachinePaths,
+    vm: Vm,
+    report: ProgressFn,
+    *,
+    runtime: bool,
 ) -> None:
     """Wait until the guest is at rest, as a machine that is nobody's yet."""
     await ssh.make_host_key(work, _HOSTNAME)
@@ -344,13 +378,23 @@ async def _settle(
     timeout_s = ctx.scaled(ctx.settings.start_timeout_s)
     agent = await first_answer(ctx, machine, work, vm, who, timeout_s=timeout_s)
     try:
-        report("making a template: waiting for it to come to rest", 0, 0)
         try:
+            if runtime:
+                report("making a template: starting the container runtime", 0, 0)
+                await unless_exit(vm, _with_runtime(ctx, agent))
+            report("making a template: waiting for it to come to rest", 0, 0)
             await unless_exit(vm, agent.settle(ctx.scaled(_SETTLE_S)))
         except ExitedError:
             raise HypervisorError("the machine that was to be a template ended") from None
     finally:
         await agent.close()
+
+
+async def _with_runtime(ctx: Context, agent: GuestAgent) -> None:
+    timeout_s = ctx.scaled(_RUNTIME_S)
+    answer = await agent.ensure_runtime(start_if_needed=True, timeout_s=timeout_s)
+    if not answer.ready:
+        raise HypervisorError(f"the container runtime did not start: {answer.message}")
 
 
 async def _freeze(vm: Vm, work: MachinePaths, timeout_s: float) -> SavedState:

@@ -56,6 +56,8 @@ class Template:
     machine_type: str
     created_unix_ns: int
     paths: TemplatePaths
+    runtime_disk: Path | None = None
+    """Of the container runtime that runs in it; None: none does."""
 
 
 class TemplateStore:
@@ -202,6 +204,7 @@ def _read(paths: TemplatePaths) -> Template:
         machine_type=str(manifest["machine_type"]),
         created_unix_ns=int(manifest["created_unix_ns"]),
         paths=paths,
+        runtime_disk=Path(disk) if (disk := manifest.get("runtime_disk")) else None,
     )
 
 
@@ -222,7 +225,8 @@ def _seal(made: TemplatePaths, manifest: dict[str, object]) -> None:
     files: dict[str, list[int]] = {}
     kept = {made.memory, made.state, made.disk, made.base_image}
     for path in set(made.directory.iterdir()) - kept:
-        path.unlink()  # logs, and the key of a machine that never was
+        # Logs, the key of a machine that never was, and the place for its shares.
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in (made.memory, made.state, made.disk):
         # Nothing writes to them from now on, though QEMU opens RAM for writing to map it privately.
         path.chmod(0o600 if path == made.memory else 0o400)

@@ -9,13 +9,13 @@ import platform
 import pwd
 import re
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
 from arcboxd.domain.image import ARCH_ALIASES
-from arcboxd.domain.machine import MachineSpec
+from arcboxd.domain.machine import MachineSpec, NewMachine
 from arcboxd.errors import InvalidArgumentError, UnsupportedError
 from arcboxd.machines.interfaces import Images
+from arcboxd.machines.mount_paths import check_mounts
 from arcboxd.settings import GIB, MIB, Settings, host_cpus, host_memory_bytes
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ MIN_DISK_BYTES = 4 * GIB
 MAX_DISK_BYTES = 16 << 40
 MAX_CMDLINE_BYTES = 1024
 MAX_KEY_BYTES = 16 << 10
+_KERNEL_HEAD_BYTES = 0x210
+_ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY_TYPES = frozenset(
@@ -39,49 +41,30 @@ _KEY_TYPES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class NewMachine:
-    """What a user asks for; 0 and the empty string stand for the daemon's defaults."""
-
-    name: str
-    cpus: int = 0
-    memory_bytes: int = 0
-    disk_bytes: int = 0
-    distro: str = ""
-    version: str = ""
-    arch: str = ""
-    mounts: int = 0
-    """How many were asked for."""
-    ssh_public_key: str = ""
-    kernel: str = ""
-    cmdline: str = ""
-
-
 def check_new(new: NewMachine, settings: Settings, images: Images) -> MachineSpec:
     """Fill in the defaults, and refuse what cannot be.
 
     Raises:
         InvalidArgumentError: A value can never be accepted.
         UnsupportedError: This version or host cannot do it.
+        MountExistsError: Two mounts are in each other's way.
+        NoRoomError: There are too many mounts.
     """
     check_name(new.name)
     arch = check_arch(new.arch)
     distro, version = images.resolve(new.distro or settings.default_distro, new.version, arch)
-    if new.mounts:
-        raise UnsupportedError(
-            "directory mounts come with a later version", hint="create the machine without them"
-        )
-    _check_kernel(new.kernel)
     return MachineSpec(
         name=new.name,
-        cpus=_check_cpus(new.cpus or settings.default_cpus),
-        memory_bytes=_check_memory(new.memory_bytes or settings.default_memory_bytes),
-        disk_bytes=_check_disk(new.disk_bytes or settings.default_disk_bytes),
+        cpus=check_cpus(new.cpus or settings.default_cpus),
+        memory_bytes=check_memory(new.memory_bytes or settings.default_memory_bytes),
+        disk_bytes=check_disk(new.disk_bytes or settings.default_disk_bytes),
         distro=distro,
         version=version,
         arch=arch,
         cmdline=check_cmdline(new.cmdline),
+        kernel=check_kernel(new.kernel, arch) if new.kernel else "",
         ssh_public_keys=(check_public_key(new.ssh_public_key),) if new.ssh_public_key else (),
+        mounts=check_mounts(new.mounts),
     )
 
 
@@ -180,7 +163,12 @@ def login_name(uid: int) -> str:
     return name if re.match(r"[a-z_]", name) else f"u{name}"[:32] if name else "arcbox"
 
 
-def _check_cpus(cpus: int) -> int:
+def check_cpus(cpus: int) -> int:
+    """Refuse a number of vCPUs that no machine can have.
+
+    Raises:
+        InvalidArgumentError: There are too many.
+    """
     if cpus > MAX_CPUS:
         raise InvalidArgumentError(f"{cpus} vCPUs are more than the {MAX_CPUS} that are possible")
     if cpus > host_cpus():
@@ -188,7 +176,12 @@ def _check_cpus(cpus: int) -> int:
     return cpus
 
 
-def _check_memory(memory_bytes: int) -> int:
+def check_memory(memory_bytes: int) -> int:
+    """Refuse a memory that is too small to boot in, or more than the host has.
+
+    Raises:
+        InvalidArgumentError: It is.
+    """
     total = host_memory_bytes()
     if memory_bytes < MIN_MEMORY_BYTES:
         raise InvalidArgumentError(
@@ -202,7 +195,12 @@ def _check_memory(memory_bytes: int) -> int:
     return memory_bytes
 
 
-def _check_disk(disk_bytes: int) -> int:
+def check_disk(disk_bytes: int) -> int:
+    """Refuse a disk that is too small for an image, or larger than can be.
+
+    Raises:
+        InvalidArgumentError: It is.
+    """
     if disk_bytes < MIN_DISK_BYTES:
         raise InvalidArgumentError(
             f"a disk of {disk_bytes} bytes is too small", hint="give at least 4 GiB"
@@ -214,16 +212,30 @@ def _check_disk(disk_bytes: int) -> int:
     return disk_bytes
 
 
-def _check_kernel(kernel: str) -> None:
-    if not kernel:
-        return
-    if "\0" in kernel or not kernel.startswith("/") or not Path(kernel).is_file():
+def check_kernel(kernel: str, arch: str) -> str:
+    """Refuse what is no Linux kernel for an architecture.
+
+    Raises:
+        InvalidArgumentError: It is none, or it cannot be read.
+
+    Source: Documentation/arch/x86/boot.rst ("HdrS" at 0x202), Documentation/arch/arm64/booting.rst
+    ("ARM" and a 64 at 56), elf(5).
+    """
+    hint = "give the absolute path of a bzImage, an Image or an ELF file on this host"
+    if "\0" in kernel or not kernel.startswith("/"):
+        raise InvalidArgumentError(f"the kernel {kernel[:200]!r} is no absolute path", hint=hint)
+    try:
+        with Path(kernel).open("rb") as file:
+            head = file.read(_KERNEL_HEAD_BYTES)
+    except OSError as error:
         raise InvalidArgumentError(
-            f"the kernel {kernel[:200]!r} is no absolute path of a file on this host"
-        )
-    raise UnsupportedError(
-        "a kernel of one's own comes with a later version", hint="leave it out to use ours"
-    )
+            f"the kernel {kernel[:200]!r} cannot be read: {error.strerror}", hint=hint
+        ) from error
+    is_elf = head[:4] == b"\x7fELF" and int.from_bytes(head[18:20], "little") == _ELF_MACHINES[arch]
+    own = head[0x202:0x206] == b"HdrS" if arch == "x86_64" else head[56:60] == b"ARM\x64"
+    if not (is_elf or own):
+        raise InvalidArgumentError(f"{kernel[:200]!r} is no Linux kernel for {arch}", hint=hint)
+    return kernel
 
 
 def random_mac() -> str:

@@ -12,17 +12,31 @@ from pathlib import Path
 from arcboxd.domain.guest import ExecInput
 from arcboxd.domain.machine import MachineState
 from arcboxd.errors import InvalidArgumentError, MachineNotFoundError
-from arcboxd.machines.events import Event, Lost, Progress, StateChanged
+from arcboxd.machines.events import Event, Lost, PortChanged, Progress, StateChanged
 from arcboxd.machines.service import Machines
+from arcboxd.servicers.change import ChangeCalls
 from arcboxd.servicers.chunks import closing, pieces
+from arcboxd.servicers.images import ImageCalls
+from arcboxd.servicers.mounts import MountCalls
+from arcboxd.servicers.ports import PortCalls
+from arcboxd.servicers.runtime import RuntimeCalls
 from arcboxd.servicers.saved import SavedCalls
 from arcboxd.servicers.templates import TemplateCalls
 from arcboxd.servicers.translate import Context, streaming, unary
-from arcboxd.wire import convert
+from arcboxd.wire import convert, ports
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2, host_pb2, host_pb2_grpc
 
 
-class HostService(SavedCalls, TemplateCalls, host_pb2_grpc.HostServiceServicer):
+class HostService(
+    ChangeCalls,
+    ImageCalls,
+    MountCalls,
+    PortCalls,
+    RuntimeCalls,
+    SavedCalls,
+    TemplateCalls,
+    host_pb2_grpc.HostServiceServicer,
+):
     """Serves arcbox.ext.v1.HostService."""
 
     def __init__(self, machines: Machines, stop: Callable[[], None]) -> None:
@@ -130,6 +144,8 @@ def _event(event: Event) -> host_pb2.Event:
             message.progress.CopyFrom(
                 host_pb2.Progress(step=step, done=done, total=total, finished=finished)
             )
+        case PortChanged(port):
+            message.port.CopyFrom(host_pb2.PortChanged(port=ports.port_message(port)))
         case Lost(count):
             # The protocol has no field for it: a step for people, before a gap in the numbers.
             message.progress.step = f"{count} events were dropped: this reader was too slow"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+from arcboxd.domain.machine import NewMachine
 from arcboxd.machines.guest import no_input
 from arcboxd.machines.service import Machines
-from arcboxd.machines.validate import NewMachine
 from arcboxd.servicers.chunks import closing, pieces
 from arcboxd.servicers.translate import Context, streaming, unary
 from arcboxd.wire import convert
@@ -36,7 +36,7 @@ class MachineService(machine_pb2_grpc.MachineServiceServicer):
                 distro=request.distro,
                 version=request.version,
                 arch=request.arch,
-                mounts=len(request.mounts),
+                mounts=tuple(map(convert.directory_mount, request.mounts)),
                 ssh_public_key=request.ssh_public_key,
                 kernel=request.kernel,
                 cmdline=request.cmdline,

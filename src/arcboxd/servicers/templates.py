@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from arcboxd.domain.machine import NewMachine
 from arcboxd.machines import template
 from arcboxd.machines.service import Machines
-from arcboxd.machines.validate import NewMachine
 from arcboxd.servicers.translate import Context, unary
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 
@@ -29,7 +29,7 @@ class TemplateCalls:
             version=request.version,
             arch=request.arch,
         )
-        return _template(await self._machines.prepare_template(new))
+        return _template(await self._machines.prepare_template(new, runtime=request.runtime))
 
     @unary
     async def ListTemplates(
@@ -105,4 +105,5 @@ def _template(use: template.TemplateUse) -> host_pb2.Template:
         staged=use.staged,
         created_unix_nanos=t.created_unix_ns,
         current=use.current,
+        runtime=t.runtime_disk is not None,
     )

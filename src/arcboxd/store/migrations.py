@@ -40,6 +40,12 @@ MIGRATIONS = (
     ALTER TABLE machines ADD COLUMN boot_reason TEXT NOT NULL DEFAULT '';
     UPDATE machines SET boot = 'cold' WHERE started_unix_ns > 0;
     """,
+    """
+    ALTER TABLE machines ADD COLUMN mounts TEXT NOT NULL DEFAULT '[]';
+    """,
+    """
+    ALTER TABLE machines ADD COLUMN kernel TEXT NOT NULL DEFAULT '';
+    """,
 )
 """Step N brings a database from ``user_version`` N-1 to N."""
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from arcboxd.domain.machine import Boot, Machine, MachineSpec, MachineState, ProcessIdentity
+from arcboxd.domain.machine import (
+    Boot,
+    DirectoryMount,
+    Machine,
+    MachineSpec,
+    MachineState,
+    ProcessIdentity,
+)
 from arcboxd.errors import StoreError
 
 Field = str | int | None
@@ -17,6 +25,7 @@ COLUMNS = (
     *("cmdline", "ssh_public_keys", "created_unix_ns", "image_key", "user", "mac", "machine_id"),
     *("ssh_port", "started_unix_ns", "boot_id", "pid", "start_ticks", "accelerator"),
     *("kernel_version", "boot", "boot_reason", "detail"),
+    *("mounts", "kernel"),
 )
 """Every field, in the order of the table's columns."""
 
@@ -54,6 +63,8 @@ def to_fields(machine: Machine) -> dict[str, Field]:
         "boot": machine.boot.value if machine.boot else "",
         "boot_reason": machine.boot_reason,
         "detail": machine.detail,
+        "mounts": json.dumps([asdict(mount) for mount in spec.mounts]),
+        "kernel": spec.kernel,
     }
 
 
@@ -87,7 +98,9 @@ def from_fields(fields: Mapping[str, object], where: str) -> Machine:
         # Records of the first version have no such field, and their machines all booted.
         boot = Boot(found) if (found := str(fields.get("boot", Boot.COLD))) else None
         keys = json.loads(text("ssh_public_keys"))
-    except ValueError as error:
+        # Nor have those of the versions before this one any mounts.
+        mounts = _mounts(json.loads(str(fields.get("mounts", "[]"))))
+    except (ValueError, TypeError) as error:
         raise StoreError(f"{where} cannot be understood: {error}") from error
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise StoreError(f"{where} has no list of keys in its field 'ssh_public_keys'")
@@ -106,6 +119,8 @@ def from_fields(fields: Mapping[str, object], where: str) -> Machine:
             arch=text("arch"),
             cmdline=text("cmdline"),
             ssh_public_keys=tuple(keys),
+            mounts=mounts,
+            kernel=str(fields.get("kernel", "")),
         ),
         state=state,
         created_unix_ns=number("created_unix_ns"),
@@ -122,6 +137,23 @@ def from_fields(fields: Mapping[str, object], where: str) -> Machine:
         boot_reason=str(fields.get("boot_reason", "")),
         detail=text("detail"),
     )
+
+
+def _mounts(found: object) -> tuple[DirectoryMount, ...]:
+    """Read mounts.
+
+    Raises:
+        ValueError: They are none.
+        TypeError: A field is missing, or not known.
+    """
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ValueError("its mounts are no list of mounts")
+    mounts = tuple(DirectoryMount(**each) for each in found)
+    kinds = (str, str, bool, int)
+    for mount in mounts:
+        if tuple(map(type, asdict(mount).values())) != kinds:
+            raise ValueError(f"{mount} is no mount")
+    return mounts
 
 
 def read_file(path: Path) -> Machine:

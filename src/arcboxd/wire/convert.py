@@ -24,6 +24,7 @@ from arcboxd.domain.machine import (
     GUEST_DNS,
     GUEST_GATEWAY,
     GUEST_PREFIX_BITS,
+    DirectoryMount,
     Machine,
     MachineState,
 )
@@ -102,8 +103,21 @@ def machine_info(machine: Machine, paths: MachinePaths) -> machine_pb2.MachineIn
         os=machine_pb2.MachineOS(
             distro=spec.distro, version=spec.version, kernel=machine.kernel_version
         ),
+        mounts=map(directory_mount_message, spec.mounts),
         created=_timestamp(machine.created_unix_ns),
         started_at=_timestamp(machine.started_unix_ns) if machine.started_unix_ns else None,
+    )
+
+
+def directory_mount(message: machine_pb2.DirectoryMount) -> DirectoryMount:
+    """Read which directory is wanted where."""
+    return DirectoryMount(message.host_path, message.guest_path, message.readonly)
+
+
+def directory_mount_message(mount: DirectoryMount) -> machine_pb2.DirectoryMount:
+    """Say which directory is where."""
+    return machine_pb2.DirectoryMount(
+        host_path=mount.host_path, guest_path=mount.guest_path, readonly=mount.readonly
     )
 
 
@@ -122,6 +136,7 @@ def machine_extra(
         disk_allocated_bytes=allocated_bytes,
         boot=machine.boot.value if machine.boot else "",
         boot_reason=machine.boot_reason,
+        docker_socket=str(paths.docker_socket),
     )
 
 

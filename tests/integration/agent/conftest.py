@@ -93,7 +93,7 @@ def cgroup2() -> Iterator[str]:
         own = Path(folder, f"arcbox-test-{os.getpid()}")
         own.mkdir()
         yield str(own)
-        for group in (*own.glob("arcbox/exec-*"), own / "arcbox", own):
+        for group in (*own.glob("arcbox/*-*"), *own.glob("arcbox"), own):
             group.rmdir()
         libc.umount2(folder.encode(), 2)
     Path(folder).rmdir()

@@ -18,6 +18,7 @@ from arcbox_agent.cgroup import Cgroups
 from arcbox_agent.clone import Clone
 from arcbox_agent.kernel import NoKernel
 from arcbox_agent.link import Targets
+from arcbox_agent.watch import Watch
 from arcboxd.errors import LinkError
 from arcboxd.link.peer import Peer
 from arcboxd.link.proxy import proxy
@@ -41,11 +42,16 @@ def kernel() -> ClockKernel:
     return ClockKernel()
 
 
+def _service(kernel: ClockKernel) -> AgentService:
+    cgroups = Cgroups("")
+    return AgentService(kernel, Clone(kernel, cgroups, ""), "", cgroups, Watch())
+
+
 @pytest.fixture
 async def host(kernel: ClockKernel) -> AsyncIterator[Peer]:
     """The host's end of a link whose other end serves the agent's targets."""
     service = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
-    served = methods([(AgentService(kernel, Clone(kernel, Cgroups(""), ""), ""), service)])
+    served = methods([(_service(kernel), service)])
     host = Peer(role="host")
     guest = Peer(role="guest", accept=Targets(served, kernel).accept)
     loop = asyncio.get_running_loop()

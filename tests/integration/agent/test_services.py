@@ -60,7 +60,7 @@ async def test_system_info_is_true(client: Client) -> None:
 
 async def test_what_this_version_lacks_says_so(client: Client) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await client.agent.EnsureRuntime(agent_pb2.RuntimeEnsureRequest())
+        await client.agent.StartKubernetes(agent_pb2.KubernetesStartRequest())
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert "version" in (caught.value.details() or "")
 

@@ -14,6 +14,11 @@ import grpc
 from arcboxd.errors import MachineNotFoundError, NoRoomError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2, host_pb2, host_pb2_grpc
 from arcboxd.wire.pb.arcbox.v1 import common_pb2, machine_pb2, machine_pb2_grpc
+from tests.integration.cli.stub_change import ChangeHost
+from tests.integration.cli.stub_docker import DockerHost
+from tests.integration.cli.stub_images import ImageHost
+from tests.integration.cli.stub_mounts import MountHost
+from tests.integration.cli.stub_ports import PortCalls
 from tests.integration.cli.stub_saved import CREATED, Context, Inventory, SavedHost, fail
 
 
@@ -100,7 +105,7 @@ class Machines(machine_pb2_grpc.MachineServiceServicer):
         return machine_pb2.SSHInfoResponse(command="ssh -p 2222 'me@127.0.0.1'")
 
 
-class Host(SavedHost):
+class Host(ChangeHost, ImageHost, MountHost, PortCalls, DockerHost, SavedHost):
     def __init__(self, inventory: Inventory, home: Path) -> None:
         super().__init__(inventory)
         self.home = home
@@ -141,7 +146,12 @@ class Host(SavedHost):
         self, request: host_pb2.InspectExtraRequest, context: Context
     ) -> host_pb2.MachineExtra:
         return host_pb2.MachineExtra(
-            accelerator="tcg", ssh_port=2222, boot="template", boot_reason="0123456789ab fits"
+            accelerator="tcg",
+            ssh_port=2222,
+            boot="template",
+            boot_reason="0123456789ab fits",
+            console_log=str(self.home / "console.log"),
+            docker_socket=str(self.home / "machines" / "id-web" / "docker.sock"),
         )
 
     def StopDaemon(

@@ -60,6 +60,7 @@ def _template(key: str, created: int, *, current: bool) -> host_pb2.Template:
         staged=1,
         created_unix_nanos=created * NS,
         current=current,
+        runtime=current,
     )
 
 

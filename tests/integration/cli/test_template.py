@@ -53,11 +53,11 @@ def test_templates_are_listed(arcbox: Arcbox, daemon: StubDaemon) -> None:
     header, old, new = (line.split("   ") for line in done.stdout.decode().splitlines())
     assert [cell.strip() for cell in header if cell.strip()] == [
         *("KEY", "IMAGE", "ARCH", "CPUS", "MEMORY", "DISK"),
-        *("SIZE", "MACHINES", "STAGED", "AGE", "CURRENT"),
+        *("DOCKER", "SIZE", "MACHINES", "STAGED", "AGE", "CURRENT"),
     ]
     assert [cell.strip() for cell in new if cell.strip()] == [
         *("fedcba987654", "debian bookworm", "x86_64", "2", "2GiB", "64GiB"),
-        *("1.5GiB", "3", "1", "2 hours", "yes"),
+        *("yes", "1.5GiB", "3", "1", "2 hours", "yes"),
     ]
     assert (old[0], old[-1]) == ("0123456789ab", "no")
 
@@ -76,6 +76,7 @@ def test_templates_as_json(arcbox: Arcbox, daemon: StubDaemon) -> None:
         "staged": 1,
         "created": "2023-11-14T22:13:20Z",
         "current": False,
+        "runtime": False,
     }
 
 

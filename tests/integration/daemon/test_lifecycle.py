@@ -10,10 +10,9 @@ from dataclasses import replace
 import pytest
 
 from arcboxd import errors
-from arcboxd.domain.machine import MachineState
+from arcboxd.domain.machine import MachineState, NewMachine
 from arcboxd.machines import stop
 from arcboxd.machines.service import Machines
-from arcboxd.machines.validate import NewMachine
 from tests.fakes import World
 
 

@@ -18,11 +18,10 @@ import pytest
 
 from arcboxd import errors
 from arcboxd.daemon.main import open_machines
-from arcboxd.domain.machine import MachineState
+from arcboxd.domain.machine import MachineState, NewMachine
 from arcboxd.machines import adopt, disks, remove, ssh
 from arcboxd.machines.leftover import listener
 from arcboxd.machines.service import Machines
-from arcboxd.machines.validate import NewMachine
 from arcboxd.paths import Paths
 from arcboxd.store.database import MachineDatabase
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2
@@ -374,4 +373,4 @@ async def test_a_path_too_long_for_sockets_is_refused(directory: Path, world: Wo
     async with AsyncExitStack() as stack:
         with pytest.raises(errors.InvalidArgumentError, match="too long") as caught:
             await start_daemon(long, world, stack)
-    assert "at most 74 bytes" in caught.value.hint
+    assert "at most 73 bytes" in caught.value.hint

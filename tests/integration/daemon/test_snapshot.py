@@ -14,10 +14,9 @@ import grpc
 import pytest
 
 from arcboxd import errors
-from arcboxd.domain.machine import Boot, MachineState
+from arcboxd.domain.machine import Boot, MachineState, NewMachine
 from arcboxd.machines import disk_snapshots, snapshot
 from arcboxd.machines.service import Machines
-from arcboxd.machines.validate import NewMachine
 from arcboxd.paths import Paths
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from tests.fakes import STATE, World

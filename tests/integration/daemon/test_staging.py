@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from arcboxd.domain.machine import Boot, MachineState
+from arcboxd.domain.machine import Boot, MachineState, NewMachine
 from arcboxd.errors import HypervisorError
 from arcboxd.machines import staging
 from arcboxd.machines.service import Machines
-from arcboxd.machines.validate import NewMachine
 from tests.fakes import FakeVm, World
 from tests.integration.daemon.test_recovery import reopened
 

@@ -14,9 +14,8 @@ import grpc
 import pytest
 
 from arcboxd import errors
-from arcboxd.domain.machine import Boot, Machine, MachineState
+from arcboxd.domain.machine import Boot, Machine, MachineState, NewMachine
 from arcboxd.machines.service import Machines
-from arcboxd.machines.validate import NewMachine
 from arcboxd.paths import MachinePaths, Paths, SavedPaths
 from arcboxd.store.database import MachineDatabase
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
@@ -123,14 +122,14 @@ async def test_the_device_set_is_that_of_the_process(running: Machines, world: W
 
 
 async def test_the_boot_files_stay_though_the_cache_goes(
-    running: Machines, directory: Path, monkeypatch: pytest.MonkeyPatch
+    running: Machines, world: World, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await running.stop("dev")
     cache = directory / "assets"
     cache.mkdir()
     for name in ("kernel", "initramfs", "modules", "agent"):
         (cache / name).write_text(f"the {name}")
-    ensure = FakeAssets().ensure
+    ensure = FakeAssets(world).ensure
 
     async def real(*args: object) -> object:
         given = await ensure("", lambda *_: None)

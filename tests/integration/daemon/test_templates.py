@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arcboxd.domain.machine import Boot, MachineState
+from arcboxd.domain.machine import Boot, MachineState, NewMachine
 from arcboxd.errors import (
     HypervisorError,
     InvalidArgumentError,
@@ -24,7 +24,6 @@ from arcboxd.errors import (
 from arcboxd.machines import disks, ssh, template
 from arcboxd.machines.service import Machines
 from arcboxd.machines.template_store import Template, TemplateStore
-from arcboxd.machines.validate import NewMachine
 from tests.fakes import FakeAgent, FakeHypervisor, FakeVm, World
 from tests.integration.daemon.test_recovery import Crash, reopened
 
@@ -449,3 +448,26 @@ async def test_a_removal_that_was_killed_is_completed(
     async with reopened(machines.context.paths, world, directory / "after") as after:
         assert not _work(after)
         assert not after.context.templates.all()
+
+
+async def test_a_template_with_the_runtime_is_preferred_and_its_clones_keep_it(
+    machines: Machines, world: World
+) -> None:
+    plain = await _prepare(machines)
+    made = await machines.prepare_template(replace(NEW, name="x"), runtime=True)
+    assert made.template.key != plain.key
+    assert made.template.runtime_disk is not None
+    machine = await machines.create(replace(NEW, name="one"))
+    await machines.start("one")
+    found = machines.inspect("one")
+    assert (found.boot, found.boot_reason) == (
+        Boot.TEMPLATE,
+        f"from template {made.template.key[:12]}",
+    )
+    assert world.launched["one"].runtime_disk == made.template.runtime_disk
+    assert machines.context.paths.machine(machine.id).runtime_marker.exists()
+    await machines.remove_template(plain.key)
+    await machines.stop("one")
+    await machines.start("one")
+    # Booted by itself, it has the runtime's disk all the same.
+    assert world.launched["one"].runtime_disk == made.template.runtime_disk

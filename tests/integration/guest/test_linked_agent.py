@@ -23,6 +23,7 @@ from arcbox_agent.guest_service import GuestService
 from arcbox_agent.kernel import NoKernel
 from arcbox_agent.link import Targets
 from arcbox_agent.ports import NothingListensError
+from arcbox_agent.watch import Watch
 from arcboxd.domain.guest import (
     ExecData,
     ExecExit,
@@ -66,7 +67,7 @@ class Ours(GuestService):
     """An agent's own service, that does as the test says."""
 
     def __init__(self, guest: Guest, kernel: NoKernel, clone: Clone) -> None:
-        super().__init__(kernel, Cgroups(""), clone, "")
+        super().__init__(kernel, Cgroups(""), clone, "", Watch())
         self._guest = guest
 
     async def Configure(  # noqa: N802
@@ -123,7 +124,7 @@ class Guest:
         self._targets = Targets(
             methods(
                 (
-                    (Agent(kernel, clone, ""), AGENT),
+                    (Agent(kernel, clone, "", Cgroups(""), Watch()), AGENT),
                     (Ours(self, kernel, clone), OURS),
                 )
             ),

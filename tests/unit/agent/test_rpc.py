@@ -14,6 +14,7 @@ from arcbox_agent.cgroup import Cgroups
 from arcbox_agent.clone import Clone
 from arcbox_agent.guest_service import GuestService
 from arcbox_agent.kernel import NoKernel
+from arcbox_agent.watch import Watch
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 
@@ -23,12 +24,12 @@ GUEST = guest_pb2.DESCRIPTOR.services_by_name["GuestService"]
 
 
 def test_every_method_of_the_services_is_served() -> None:
-    kernel, cgroups = NoKernel(), Cgroups("")
+    kernel, cgroups, watch = NoKernel(), Cgroups(""), Watch()
     clone = Clone(kernel, cgroups, "")
     served = methods(
         (
-            (AgentService(kernel, clone, ""), AGENT),
-            (GuestService(kernel, cgroups, clone, ""), GUEST),
+            (AgentService(kernel, clone, "", cgroups, watch), AGENT),
+            (GuestService(kernel, cgroups, clone, "", watch), GUEST),
         )
     )
     assert set(served) == {

@@ -61,8 +61,10 @@ bookworm-security|main|Debian|http://security.test/debian-security/
 """
     mirror = parse_indextargets(text, "bookworm")
     assert mirror == Mirror("http://mirror.test/debian", "http://security.test/debian-security")
+    # A mirror has all releases, not only the one that the host uses.
+    assert parse_indextargets(text, "trixie") == mirror
     with pytest.raises(PreconditionError, match="trixie"):
-        parse_indextargets(text, "trixie")
+        parse_indextargets("nodistro|main|Someone|http://other.test/\n", "trixie")
 
 
 def test_before_the_hosts_first_update_no_origin_is_known() -> None:

@@ -33,7 +33,7 @@ def config(directory: str = "/state/machines/m1") -> VmConfig:
 
 
 def argv(vm: VmConfig, accelerator: Accelerator = TCG) -> list[str]:
-    return build_argv(vm, accelerator, qmp_fd=7, link_fd=8)
+    return build_argv(vm, accelerator, qmp_fd=7, link_fd=8, shares_fd=9)
 
 
 def values(args: list[str], option: str) -> list[str]:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from arcboxd.assets.mirror import Mirror
+from arcboxd.domain.image import NewImage
 from arcboxd.errors import (
+    ImageNotFoundError,
     InvalidArgumentError,
     MissingToolError,
     PreconditionError,
     UnsupportedError,
 )
 from arcboxd.images import debian
-from arcboxd.images.store import ImageStore, canonical_arch
+from arcboxd.images.names import canonical_arch
+from arcboxd.images.store import ImageStore
 from arcboxd.paths import Paths
 
 
@@ -36,16 +40,40 @@ def test_names(store: ImageStore, distro: str, version: str, arch: str) -> None:
     assert store.resolve(distro, version, arch) == ("debian", "bookworm")
 
 
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (("debian", "13"), ("debian", "trixie")),
+        (("ubuntu", ""), ("ubuntu", "noble")),
+        (("ubuntu", "22.04"), ("ubuntu", "jammy")),
+        (("Alpine", "3.23"), ("alpine", "3.23")),
+        (("alpine", ""), ("alpine", "")),
+        (("oci:alpine", ""), ("oci:docker.io/library/alpine:latest", "")),
+        (("oci:127.0.0.1:5000/a/b:1", ""), ("oci:127.0.0.1:5000/a/b:1", "")),
+    ],
+)
+def test_canonical_names(store: ImageStore, asked: tuple[str, str], given: tuple[str, str]) -> None:
+    assert store.resolve(*asked, "x86_64") == given
+    # What is recorded with a machine is asked for again.
+    assert store.resolve(*given, "x86_64") == given
+
+
 def test_what_is_unknown_is_told_with_what_is_known(store: ImageStore) -> None:
-    with pytest.raises(InvalidArgumentError, match="'plan9'") as distro:
-        store.resolve("plan9", "", "x86_64")
-    assert "debian" in distro.value.hint
+    for name in ("../etc", "a b", "-x", "x" * 33, "oci:", "oci:A B", "/root.tar"):
+        with pytest.raises(InvalidArgumentError) as distro:
+            store.resolve(name, "", "x86_64")
+        assert distro.value.hint
+    for wrong in ("../1", "a b", "x" * 65):
+        with pytest.raises(InvalidArgumentError, match="version"):
+            store.resolve("alpine", wrong, "x86_64")
+    with pytest.raises(InvalidArgumentError, match="part of its reference"):
+        store.resolve("oci:alpine", "3", "x86_64")
     with pytest.raises(InvalidArgumentError, match="'7'") as version:
         store.resolve("debian", "7", "x86_64")
     assert "bookworm" in version.value.hint
     with pytest.raises(InvalidArgumentError, match="'vax'"):
         store.resolve("debian", "", "vax")
-    with pytest.raises(UnsupportedError, match="arm64"):
+    with pytest.raises(UnsupportedError, match="aarch64"):
         store.resolve("debian", "", "arm64")
 
 
@@ -75,8 +103,22 @@ async def test_an_image_that_is_there_is_found_again(
     assert await store.list() == (image,)
 
 
-async def _no_mirror(_suite: str) -> None:
-    return None
+async def _no_mirror(_suite: str) -> Mirror:
+    return Mirror("http://debian.invalid/debian", "")
+
+
+async def test_what_no_source_has(store: ImageStore, tmp_path: Path) -> None:
+    with pytest.raises(ImageNotFoundError, match="plan9") as error:
+        await store.ensure("plan9", "4", "x86_64", lambda _step, _done, _total: None)
+    assert "arcbox image" in error.value.hint
+    with pytest.raises(PreconditionError, match="Ubuntu"):
+        await store.ensure("ubuntu", "", "x86_64", lambda _step, _done, _total: None)
+
+
+async def test_an_import_may_not_take_a_distribution_s_name(store: ImageStore) -> None:
+    for name in ("debian", "ubuntu", "Mine", "oci:x"):
+        with pytest.raises(InvalidArgumentError):
+            await store.import_file(NewImage("/etc/hosts", name), lambda _s, _d, _t: None)
 
 
 def test_the_log_tells_the_step() -> None:

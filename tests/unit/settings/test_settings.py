@@ -54,6 +54,10 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(config: P
         ("log_level = 3", "log_level", "debug"),
         ('debian_mirror = "ftp://x"', "debian_mirror", "http"),
         ('default_distro = "Debian!"', "default_distro", "debian"),
+        ('image_servers = "ftp://x"', "image_servers", "http"),
+        ('image_servers = ["https://x", 7]', "image_servers", "http"),
+        ("image_servers = true", "image_servers", "http"),
+        ('image_keyring = "keys.gpg"', "image_keyring", "absolute"),
     ],
 )
 def test_a_bad_value_names_the_key_the_file_and_what_is_allowed(
@@ -65,6 +69,28 @@ def test_a_bad_value_names_the_key_the_file_and_what_is_allowed(
     assert repr(key) in caught.value.message
     assert str(config) in caught.value.message
     assert allowed in caught.value.hint
+
+
+def test_addresses_come_as_a_list_or_with_commas(config: Path) -> None:
+    assert len(settings.load(config, environ={}).image_servers) == 1
+    config.write_text('image_servers = ["https://a.example/x", "http://me:pw@b.example:80"]')
+    loaded = settings.load(config, environ={})
+    assert loaded.image_servers == ("https://a.example/x", "http://me:pw@b.example:80")
+    environ = {"ARCBOX_IMAGE_SERVERS": "https://a.example, https://b.example"}
+    loaded = settings.load(config, environ=environ)
+    assert loaded.image_servers == ("https://a.example", "https://b.example")
+    config.write_text("image_servers = []")
+    assert settings.load(config, environ={}).image_servers == ()
+
+
+def test_where_forwards_listen(config: Path) -> None:
+    assert settings.load(config, environ={}).published_address == "127.0.0.1"
+    for text, address in (("0.0.0.0", "0.0.0.0"), ("0:0::1", "::1")):  # noqa: S104
+        loaded = settings.load(config, environ={"ARCBOX_PUBLISHED_ADDRESS": text})
+        assert loaded.published_address == address
+    for text in ("web", "1.2.3", "10.0.0.0/8"):
+        with pytest.raises(InvalidArgumentError, match="published_address"):
+            settings.load(config, environ={"ARCBOX_PUBLISHED_ADDRESS": text})
 
 
 def test_a_file_that_is_no_toml_is_named(config: Path) -> None:

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcboxd.domain.machine import Machine, MachineSpec, MachineState, ProcessIdentity
+from arcboxd.domain.machine import (
+    DirectoryMount,
+    Machine,
+    MachineSpec,
+    MachineState,
+    ProcessIdentity,
+)
 from arcboxd.errors import StoreError
 from arcboxd.paths import Paths
 from arcboxd.store.database import MachineDatabase
@@ -37,11 +43,13 @@ MACHINE = Machine(
 
 texts = st.text(st.characters(codec="utf-8"), max_size=50)
 machines = st.builds(
-    lambda state, detail, cmdline, keys, port, pid: replace(
+    lambda state, detail, cmdline, keys, mounts, port, pid: replace(
         MACHINE,
         state=state,
         detail=detail,
-        spec=replace(MACHINE.spec, cmdline=cmdline, ssh_public_keys=tuple(keys)),
+        spec=replace(
+            MACHINE.spec, cmdline=cmdline, ssh_public_keys=tuple(keys), mounts=tuple(mounts)
+        ),
         ssh_port=port,
         process=None if pid is None else ProcessIdentity("b", pid, 2**62),
     ),
@@ -49,6 +57,7 @@ machines = st.builds(
     texts,
     texts,
     st.lists(texts, max_size=3),
+    st.lists(st.builds(DirectoryMount, texts, texts, st.booleans(), st.integers(0, 11))),
     st.integers(0, 65535),
     st.none() | st.integers(1, 1 << 22),
 )
@@ -74,6 +83,12 @@ def test_a_record_comes_back_as_it_was(machine: Machine) -> None:
         ("ssh_public_keys", "no json"),
         ("ssh_public_keys", "[1]"),
         ("ssh_public_keys", "{}"),
+        ("mounts", "no json"),
+        ("mounts", "{}"),
+        ("mounts", "[1]"),
+        ("mounts", '[{"host_path": "/a"}]'),
+        ("mounts", '[{"host_path": "/a", "guest_path": 1, "readonly": true, "slot": 0}]'),
+        ("mounts", '[{"host_path": "/a", "guest_path": "/b", "more": 1}]'),
         ("user", None),
         ("pid", "7"),
     ],

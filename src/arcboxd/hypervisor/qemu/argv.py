@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from arcboxd.errors import UnsupportedError
-from arcboxd.hypervisor.base import Accelerator, VmConfig
+from arcboxd.hypervisor.base import SHARE_SLOTS, Accelerator, ShareSlot, VmConfig
 
 LINK_PORT_NAME = "arcbox.agent.0"
 NETDEV = "net0"
@@ -23,12 +23,20 @@ PROGRAMS: Mapping[str, str] = {
     "aarch64": "qemu-system-aarch64",
 }
 _FIRST_DATA_SLOT = 0x10
+PLUG_BUS = "plug"
+"""A bridge with places for devices that come and go. It has all of its places on every board, and
+a conventional one has more of them than PCI Express ports, each of which is a bus to look at."""
+RUNTIME_NODE = "runtime"
+RUNTIME_PLACE = 1
+_FIRST_SHARE_PLACE = 2
 
 BASE_CMDLINE = (
     "console=ttyS0 quiet panic=-1 "
     # What probes hardware that these machines never have, or tests what needs no test at each boot.
     "no_timer_check cryptomgr.notests i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
-    "8250.nr_uarts=1 random.trust_cpu=on rcupdate.rcu_expedited=1"
+    "8250.nr_uarts=1 random.trust_cpu=on rcupdate.rcu_expedited=1 "
+    # ACPI tells of what is plugged in; the other driver of that bridge would only complain of it.
+    "initcall_blacklist=shpcd_init"
 )
 # Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there.
 # And QEMU translates code anew at each address: with addresses that differ from exec to exec, a
@@ -54,7 +62,13 @@ def kernel_cmdline(accelerator: Accelerator, extra: str = "") -> str:
 
 
 def build_argv(
-    config: VmConfig, accelerator: Accelerator, *, qmp_fd: int, link_fd: int, incoming: bool = False
+    config: VmConfig,
+    accelerator: Accelerator,
+    *,
+    qmp_fd: int,
+    link_fd: int,
+    shares_fd: int,
+    incoming: bool = False,
 ) -> list[str]:
     """Write the command line.
 
@@ -63,6 +77,7 @@ def build_argv(
         accelerator: How guest code runs.
         qmp_fd: A listening unix socket that QEMU inherits, for its monitor.
         link_fd: The same, for the host's end of the link.
+        shares_fd: The directory with the links to what is shared, wherever it will be moved.
         incoming: Wait, paused, for a saved state.
     """
     mib = config.memory_bytes >> 20
@@ -126,6 +141,63 @@ def build_argv(
     if config.balloon:
         argv += _device("virtio-balloon-pci", slot=8, **{"free-page-reporting": True})
     argv += ["-device", "vmgenid,guid=auto"]
+    if config.pluggable:
+        argv += _device("pcie-pci-bridge", slot=9, id=PLUG_BUS)
+        argv += _share_places(shares_fd)
+    if config.runtime_disk is not None:
+        node = disk_node(RUNTIME_NODE, config.runtime_disk, "raw", read_only=True)
+        argv += ["-blockdev", json.dumps(node), "-device", json.dumps(runtime_device())]
+    return argv
+
+
+def share_id(slot: ShareSlot) -> str:
+    """Name the device of a share, which is its tag."""
+    return slot.tag
+
+
+def share_device(slot: ShareSlot) -> dict[str, object]:
+    """Describe the device that a share is plugged in as."""
+    place = _FIRST_SHARE_PLACE + slot.number + SHARE_SLOTS * slot.readonly
+    return {
+        "driver": "virtio-9p-pci",
+        "id": share_id(slot),
+        "bus": PLUG_BUS,
+        "addr": f"{place:#x}",
+        "fsdev": share_id(slot),
+        "mount_tag": slot.tag,
+    }
+
+
+def runtime_device() -> dict[str, object]:
+    """Describe the device that the container runtime's disk is plugged in as."""
+    return {
+        "driver": "virtio-blk-pci",
+        "id": RUNTIME_NODE,
+        "bus": PLUG_BUS,
+        "addr": f"{RUNTIME_PLACE:#x}",
+        "drive": RUNTIME_NODE,
+        "serial": RUNTIME_NODE,
+    }
+
+
+def share_slots() -> list[ShareSlot]:
+    """List the places for shares."""
+    return [ShareSlot(n, readonly) for readonly in (False, True) for n in range(SHARE_SLOTS)]
+
+
+def _share_places(shares_fd: int) -> list[str]:
+    """Declare a file system for each place.
+
+    QEMU takes new devices while it runs, but no new file systems. It opens a file system's path
+    only when a device with it is plugged in, though: each path is that of a link, which is made to
+    point at the directory before that. Seen on QEMU 7.2: hw/9pfs/9p-local.c, local_init.
+    """
+    argv = []
+    for slot in share_slots():
+        # Owners and modes on the host are those of the user whom QEMU runs as.
+        options = f"security_model=none,multidevs=remap,readonly={'on' if slot.readonly else 'off'}"
+        path = f"/proc/self/fd/{shares_fd}/{slot.tag}"
+        argv += ["-fsdev", f"local,id={share_id(slot)},path={path},{options}"]
     return argv
 
 
@@ -142,7 +214,8 @@ def _device(driver: str, *, slot: int, **values: object) -> list[str]:
     return _json("-device", driver=driver, bus="pcie.0", addr=f"{slot:#x}", **values)
 
 
-def _disk(name: str, path: Path, fmt: str, *, slot: int, read_only: bool) -> list[str]:
+def disk_node(name: str, path: Path, fmt: str, *, read_only: bool) -> dict[str, object]:
+    """Describe a disk's file, as ``-blockdev`` and ``blockdev-add`` take it."""
     node: dict[str, object] = {
         "driver": fmt,
         "node-name": name,
@@ -159,7 +232,11 @@ def _disk(name: str, path: Path, fmt: str, *, slot: int, read_only: bool) -> lis
         # Blocks that the guest discards or zeroes go back to the host's filesystem.
         node |= {"discard": "unmap", "detect-zeroes": "unmap"}
         node["file"] |= {"discard": "unmap"}  # type: ignore[operator]
+    return node
+
+
+def _disk(name: str, path: Path, fmt: str, *, slot: int, read_only: bool) -> list[str]:
     return [
-        "-blockdev", json.dumps(node),
+        "-blockdev", json.dumps(disk_node(name, path, fmt, read_only=read_only)),
         *_device("virtio-blk-pci", slot=slot, drive=name, serial=name),
     ]  # fmt: skip

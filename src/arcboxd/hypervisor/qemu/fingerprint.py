@@ -63,11 +63,14 @@ def fingerprint(config: VmConfig, accelerator: Accelerator, program: Program, cp
         paths=MachinePaths(nowhere),
         assets=BootAssets("", nowhere, nowhere, nowhere, nowhere, ""),
         forwards=(),
+        runtime_disk=None,
         memory_file=None if config.memory_file is None else MemoryFile(nowhere, shared=True),
     )
     facts = {
-        "argv": build_argv(common, accelerator, qmp_fd=0, link_fd=0),
+        "argv": build_argv(common, accelerator, qmp_fd=0, link_fd=0, shares_fd=0),
         "assets": config.assets.key,
+        # Its directory's name is a key of what it was made from.
+        "runtime": str(config.runtime_disk or ""),
         "program": [program.path, program.size, program.mtime_ns],
         "processor": _processor(cpuinfo),
     }

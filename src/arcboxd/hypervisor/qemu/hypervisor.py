@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
@@ -67,15 +68,17 @@ class QemuHypervisor:
                 link = sockets.enter_context(_listen(paths.link_socket))
                 undo.callback(paths.qmp_socket.unlink, missing_ok=True)
                 undo.callback(paths.link_socket.unlink, missing_ok=True)
+                shares = _open_shares(paths.shares, sockets)
                 argv = build_argv(
                     config,
                     self._accelerator,
                     qmp_fd=qmp.fileno(),
                     link_fd=link.fileno(),
+                    shares_fd=shares,
                     incoming=state is not None,
                 )
                 argv[0] = qemu.path
-                fds = (qmp.fileno(), link.fileno())
+                fds = (qmp.fileno(), link.fileno(), shares)
                 process = spawn_detached(argv, log=paths.qemu_log, keep_fds=fds)
                 if config.background:
                     # Of the one thread that it has so far, from which all others inherit it.
@@ -140,6 +143,15 @@ class QemuHypervisor:
 
 def _program(config: VmConfig) -> Program:
     return Program.at(tool(program(config.arch), package="qemu-system-x86"))
+
+
+def _open_shares(folder: Path, stack: ExitStack) -> int:
+    """Make the directory of shares anew, and open it: QEMU knows it wherever it is moved."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _listen(path: Path) -> socket.socket:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from arcboxd.errors import HypervisorError
 from arcboxd.hypervisor.base import Hardware
-from arcboxd.hypervisor.qemu.argv import ROOT_NODE
+from arcboxd.hypervisor.qemu import plug
+from arcboxd.hypervisor.qemu.argv import PLUG_BUS, ROOT_NODE, RUNTIME_NODE
 from arcboxd.hypervisor.qemu.monitor import Monitor
 
 _SNAPSHOT_TIMEOUT_S = 300.0
@@ -36,6 +37,8 @@ async def hardware(monitor: Monitor) -> Hardware:
                 path.stem for path in sorted(files[name] for name in await _own_disks(monitor))
             ),
             balloon="virtio-balloon-pci" in str(devices),
+            runtime_disk=files.get(RUNTIME_NODE),
+            pluggable=PLUG_BUS in await plug.devices(monitor),
         )
     except KeyError as error:
         raise HypervisorError(f"QEMU has no disk {error}") from error

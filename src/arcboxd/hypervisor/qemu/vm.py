@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 from arcboxd.domain.machine import ProcessIdentity
-from arcboxd.hypervisor.base import Forward, Hardware, SavedState
-from arcboxd.hypervisor.qemu import forwards, nodes
+from arcboxd.hypervisor.base import Forward, Hardware, SavedState, ShareSlot
+from arcboxd.hypervisor.qemu import forwards, nodes, plug
 from arcboxd.hypervisor.qemu.argv import ROOT_NODE
 from arcboxd.hypervisor.qemu.migration import give_up, save_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.paths import MachinePaths
 from arcboxd.process import ProcessHandle
 
-_FILES = ("template_disk", "disk", "console_log", "qemu_log", "link_socket", "qmp_socket")
+_FILES = ("template_disk", "disk", "console_log", "qemu_log", "shares", "link_socket", "qmp_socket")
 
 
 class QemuVm:
@@ -78,12 +79,29 @@ class QemuVm:
         """Grow the root disk. Source: QMP ``block_resize``."""
         await self._monitor.execute("block_resize", {"node-name": ROOT_NODE, "size": size_bytes})
 
+    async def plug_runtime(self, disk: Path) -> None:
+        """Plug the container runtime's disk in."""
+        await plug.plug_runtime(self._monitor, disk)
+
+    async def plug_share(self, slot: ShareSlot, directory: Path) -> None:
+        """Plug a directory of the host in."""
+        await plug.plug_share(self._monitor, slot, self._paths.shares, directory)
+
+    async def unplug_share(self, slot: ShareSlot, timeout_s: float) -> None:
+        """Take a share out."""
+        await plug.unplug_share(self._monitor, slot, self._paths.shares, timeout_s)
+
+    async def shares(self) -> tuple[ShareSlot, ...]:
+        """Tell which slots are taken."""
+        return await plug.shares(self._monitor)
+
     def rehome(self, paths: MachinePaths) -> None:
         """Move its files; QEMU has them open, and does not look for them by name.
 
         The monitor's socket comes last: until it is there, the process is found where it was.
         """
         was, self._paths = self._paths, paths
+        shutil.rmtree(paths.shares, ignore_errors=True)
         for name in _FILES:
             getattr(was, name).rename(getattr(paths, name))
         self._monitor.moved(paths.qmp_socket)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2 as arcbox_dot_ext_dot_v1_dot_guest__pb2
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2 as arcbox_dot_v1_dot_agent__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -59,6 +60,26 @@ class GuestServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortResponse.FromString,
                 _registered_method=True)
+        self.Mount = channel.unary_unary(
+                '/arcbox.ext.v1.GuestService/Mount',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.MountRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.MountResponse.FromString,
+                _registered_method=True)
+        self.Unmount = channel.unary_unary(
+                '/arcbox.ext.v1.GuestService/Unmount',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.UnmountRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.UnmountResponse.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/arcbox.ext.v1.GuestService/Watch',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WatchGuestRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.GuestEvent.FromString,
+                _registered_method=True)
+        self.MmapReadFile = channel.unary_unary(
+                '/arcbox.ext.v1.GuestService/MmapReadFile',
+                request_serializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.FromString,
+                _registered_method=True)
 
 
 class GuestServiceServicer:
@@ -103,6 +124,35 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Mount(self, request, context):
+        """Mounts a share that the host has plugged in, waiting for the device to appear. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unmount(self, request, context):
+        """Unmounts a share; one that is not mounted is no error. FAILED_PRECONDITION names who uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Tells what the daemon has to act on: at first all that there is, ended by `synced`, then each change.
+        One daemon watches at a time; a second call ends the first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MmapReadFile(self, request, context):
+        """Reads a file through a shared mapping. Past its end the answer is short.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GuestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +180,26 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.WaitForPort,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortResponse.SerializeToString,
+            ),
+            'Mount': grpc.unary_unary_rpc_method_handler(
+                    servicer.Mount,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.MountRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.MountResponse.SerializeToString,
+            ),
+            'Unmount': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unmount,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.UnmountRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.UnmountResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WatchGuestRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.GuestEvent.SerializeToString,
+            ),
+            'MmapReadFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.MmapReadFile,
+                    request_deserializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +337,114 @@ class GuestService:
             '/arcbox.ext.v1.GuestService/WaitForPort',
             arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Mount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/Mount',
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.MountRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.MountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unmount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/Unmount',
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.UnmountRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.UnmountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/Watch',
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.WatchGuestRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.GuestEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MmapReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/MmapReadFile',
+            arcbox_dot_v1_dot_agent__pb2.MmapReadFileRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 What the daemon needs of an agent beyond the published protocol. Served in the guest."""
 
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2 as _guest_pb2
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2 as _agent_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -49,6 +50,16 @@ class GuestServiceStub:
     """
     WaitForPort: _grpc.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
+    Mount: _grpc.UnaryUnaryMultiCallable[_guest_pb2.MountRequest, _guest_pb2.MountResponse]
+    """Mounts a share that the host has plugged in, waiting for the device to appear. Idempotent."""
+    Unmount: _grpc.UnaryUnaryMultiCallable[_guest_pb2.UnmountRequest, _guest_pb2.UnmountResponse]
+    """Unmounts a share; one that is not mounted is no error. FAILED_PRECONDITION names who uses it."""
+    Watch: _grpc.UnaryStreamMultiCallable[_guest_pb2.WatchGuestRequest, _guest_pb2.GuestEvent]
+    """Tells what the daemon has to act on: at first all that there is, ended by `synced`, then each change.
+    One daemon watches at a time; a second call ends the first.
+    """
+    MmapReadFile: _grpc.UnaryUnaryMultiCallable[_agent_pb2.MmapReadFileRequest, _agent_pb2.MmapReadFileResponse]
+    """Reads a file through a shared mapping. Past its end the answer is short."""
 
 @_typing.type_check_only
 class GuestServiceAsyncStub(GuestServiceStub):
@@ -71,6 +82,16 @@ class GuestServiceAsyncStub(GuestServiceStub):
     """
     WaitForPort: _aio.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]  # type: ignore[assignment]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
+    Mount: _aio.UnaryUnaryMultiCallable[_guest_pb2.MountRequest, _guest_pb2.MountResponse]  # type: ignore[assignment]
+    """Mounts a share that the host has plugged in, waiting for the device to appear. Idempotent."""
+    Unmount: _aio.UnaryUnaryMultiCallable[_guest_pb2.UnmountRequest, _guest_pb2.UnmountResponse]  # type: ignore[assignment]
+    """Unmounts a share; one that is not mounted is no error. FAILED_PRECONDITION names who uses it."""
+    Watch: _aio.UnaryStreamMultiCallable[_guest_pb2.WatchGuestRequest, _guest_pb2.GuestEvent]  # type: ignore[assignment]
+    """Tells what the daemon has to act on: at first all that there is, ended by `synced`, then each change.
+    One daemon watches at a time; a second call ends the first.
+    """
+    MmapReadFile: _aio.UnaryUnaryMultiCallable[_agent_pb2.MmapReadFileRequest, _agent_pb2.MmapReadFileResponse]  # type: ignore[assignment]
+    """Reads a file through a shared mapping. Past its end the answer is short."""
 
 class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -120,5 +141,39 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guest_pb2.WaitForPortResponse, _abc.Awaitable[_guest_pb2.WaitForPortResponse]]:
         """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
+
+    @_abc_1.abstractmethod
+    def Mount(
+        self,
+        request: _guest_pb2.MountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.MountResponse, _abc.Awaitable[_guest_pb2.MountResponse]]:
+        """Mounts a share that the host has plugged in, waiting for the device to appear. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Unmount(
+        self,
+        request: _guest_pb2.UnmountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.UnmountResponse, _abc.Awaitable[_guest_pb2.UnmountResponse]]:
+        """Unmounts a share; one that is not mounted is no error. FAILED_PRECONDITION names who uses it."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _guest_pb2.WatchGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_guest_pb2.GuestEvent], _abc.AsyncIterator[_guest_pb2.GuestEvent]]:
+        """Tells what the daemon has to act on: at first all that there is, ended by `synced`, then each change.
+        One daemon watches at a time; a second call ends the first.
+        """
+
+    @_abc_1.abstractmethod
+    def MmapReadFile(
+        self,
+        request: _agent_pb2.MmapReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.MmapReadFileResponse, _abc.Awaitable[_agent_pb2.MmapReadFileResponse]]:
+        """Reads a file through a shared mapping. Past its end the answer is short."""
 
 def add_GuestServiceServicer_to_server(servicer: GuestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,6 +4,8 @@ isort:skip_file
 What our own clients need of the daemon beyond the published protocol."""
 
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2 as _guest_pb2
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2 as _agent_pb2
+from arcboxd.wire.pb.arcbox.v1 import machine_pb2 as _machine_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -72,6 +74,7 @@ class Event(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     unix_nanos: _builtins.int
     subject: _builtins.str
@@ -80,6 +83,8 @@ class Event(_message.Message):
     def state(self) -> Global___StateChanged: ...
     @_builtins.property
     def progress(self) -> Global___Progress: ...
+    @_builtins.property
+    def port(self) -> Global___PortChanged: ...
     def __init__(
         self,
         *,
@@ -88,12 +93,13 @@ class Event(_message.Message):
         subject: _builtins.str = ...,
         state: Global___StateChanged | None = ...,
         progress: Global___Progress | None = ...,
+        port: Global___PortChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "state", b"state", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "progress", b"progress", "state", b"state", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "sequence", b"sequence", "state", b"state", "subject", b"subject", "unix_nanos", b"unix_nanos", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "progress", b"progress", "sequence", b"sequence", "state", b"state", "subject", b"subject", "unix_nanos", b"unix_nanos", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["state", "progress"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["state", "progress", "port"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -120,6 +126,26 @@ class StateChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateChanged: _TypeAlias = StateChanged  # noqa: Y015
+
+@_typing.final
+class PortChanged(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def port(self) -> Global___Port: ...
+    def __init__(
+        self,
+        *,
+        port: Global___Port | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortChanged: _TypeAlias = PortChanged  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
@@ -240,6 +266,7 @@ class MachineExtra(_message.Message):
     DISK_ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
     BOOT_FIELD_NUMBER: _builtins.int
     BOOT_REASON_FIELD_NUMBER: _builtins.int
+    DOCKER_SOCKET_FIELD_NUMBER: _builtins.int
     accelerator: _builtins.str
     detail: _builtins.str
     """why it last failed, or why it is unknown"""
@@ -254,6 +281,8 @@ class MachineExtra(_message.Message):
     """of the last start: cold or template; empty: never started"""
     boot_reason: _builtins.str
     """why so, a phrase"""
+    docker_socket: _builtins.str
+    """on the host; the first connection starts the machine and its runtime"""
     def __init__(
         self,
         *,
@@ -267,10 +296,11 @@ class MachineExtra(_message.Message):
         disk_allocated_bytes: _builtins.int = ...,
         boot: _builtins.str = ...,
         boot_reason: _builtins.str = ...,
+        docker_socket: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "agent_socket", b"agent_socket", "boot", b"boot", "boot_reason", b"boot_reason", "console_log", b"console_log", "detail", b"detail", "directory", b"directory", "disk_allocated_bytes", b"disk_allocated_bytes", "pid", b"pid", "ssh_port", b"ssh_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "agent_socket", b"agent_socket", "boot", b"boot", "boot_reason", b"boot_reason", "console_log", b"console_log", "detail", b"detail", "directory", b"directory", "disk_allocated_bytes", b"disk_allocated_bytes", "docker_socket", b"docker_socket", "pid", b"pid", "ssh_port", b"ssh_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -604,6 +634,7 @@ class PrepareTemplateRequest(_message.Message):
     CPUS_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     DISK_SIZE_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
     distro: _builtins.str
     """As in CreateMachineRequest; empty and 0 mean the same defaults."""
     version: _builtins.str
@@ -611,6 +642,8 @@ class PrepareTemplateRequest(_message.Message):
     cpus: _builtins.int
     memory: _builtins.int
     disk_size: _builtins.int
+    runtime: _builtins.bool
+    """with containerd and dockerd running"""
     def __init__(
         self,
         *,
@@ -620,10 +653,11 @@ class PrepareTemplateRequest(_message.Message):
         cpus: _builtins.int = ...,
         memory: _builtins.int = ...,
         disk_size: _builtins.int = ...,
+        runtime: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cpus", b"cpus", "disk_size", b"disk_size", "distro", b"distro", "memory", b"memory", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "cpus", b"cpus", "disk_size", b"disk_size", "distro", b"distro", "memory", b"memory", "runtime", b"runtime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -645,6 +679,7 @@ class Template(_message.Message):
     STAGED_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_NANOS_FIELD_NUMBER: _builtins.int
     CURRENT_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     distro: _builtins.str
     version: _builtins.str
@@ -663,6 +698,8 @@ class Template(_message.Message):
     created_unix_nanos: _builtins.int
     current: _builtins.bool
     """false: made with another kernel, QEMU, processor or agent"""
+    runtime: _builtins.bool
+    """with containerd and dockerd running"""
     def __init__(
         self,
         *,
@@ -678,10 +715,11 @@ class Template(_message.Message):
         staged: _builtins.int = ...,
         created_unix_nanos: _builtins.int = ...,
         current: _builtins.bool = ...,
+        runtime: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "arch", b"arch", "cpus", b"cpus", "created_unix_nanos", b"created_unix_nanos", "current", b"current", "disk_size", b"disk_size", "distro", b"distro", "key", b"key", "machines", b"machines", "memory", b"memory", "staged", b"staged", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "arch", b"arch", "cpus", b"cpus", "created_unix_nanos", b"created_unix_nanos", "current", b"current", "disk_size", b"disk_size", "distro", b"distro", "key", b"key", "machines", b"machines", "memory", b"memory", "runtime", b"runtime", "staged", b"staged", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -889,3 +927,694 @@ class MachineUsage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MachineUsage: _TypeAlias = MachineUsage  # noqa: Y015
+
+@_typing.final
+class EnsureMachineRuntimeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    START_IF_NEEDED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    start_if_needed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        start_if_needed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "start_if_needed", b"start_if_needed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnsureMachineRuntimeRequest: _TypeAlias = EnsureMachineRuntimeRequest  # noqa: Y015
+
+@_typing.final
+class MachineRuntimeStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineRuntimeStatusRequest: _TypeAlias = MachineRuntimeStatusRequest  # noqa: Y015
+
+@_typing.final
+class Port(_message.Message):
+    """A forward from the host to a machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    GUEST_ADDRESS_FIELD_NUMBER: _builtins.int
+    GUEST_PORT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    """its name"""
+    protocol: _builtins.str
+    """tcp or udp"""
+    host_address: _builtins.str
+    host_port: _builtins.int
+    guest_address: _builtins.str
+    """empty: the machine's own"""
+    guest_port: _builtins.int
+    source: _builtins.str
+    """user, or container:NAME, or service:NAMESPACE/NAME"""
+    state: _builtins.str
+    """open, taken, waiting (the machine does not run) or failed"""
+    detail: _builtins.str
+    """why it is not open"""
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        host_address: _builtins.str = ...,
+        host_port: _builtins.int = ...,
+        guest_address: _builtins.str = ...,
+        guest_port: _builtins.int = ...,
+        source: _builtins.str = ...,
+        state: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "guest_address", b"guest_address", "guest_port", b"guest_port", "host_address", b"host_address", "host_port", b"host_port", "machine", b"machine", "protocol", b"protocol", "source", b"source", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Port: _TypeAlias = Port  # noqa: Y015
+
+@_typing.final
+class AddPortRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    GUEST_ADDRESS_FIELD_NUMBER: _builtins.int
+    GUEST_PORT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    protocol: _builtins.str
+    """tcp (also if empty) or udp"""
+    host_address: _builtins.str
+    """empty: as the settings say, 127.0.0.1 at first"""
+    host_port: _builtins.int
+    """0: any that is free"""
+    guest_address: _builtins.str
+    """empty: the machine's own; 127.0.0.1 for what listens only there"""
+    guest_port: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        host_address: _builtins.str = ...,
+        host_port: _builtins.int = ...,
+        guest_address: _builtins.str = ...,
+        guest_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_address", b"guest_address", "guest_port", b"guest_port", "host_address", b"host_address", "host_port", b"host_port", "id", b"id", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddPortRequest: _TypeAlias = AddPortRequest  # noqa: Y015
+
+@_typing.final
+class RemovePortRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    protocol: _builtins.str
+    """tcp (also if empty) or udp"""
+    host_address: _builtins.str
+    """empty: any"""
+    host_port: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        host_address: _builtins.str = ...,
+        host_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_address", b"host_address", "host_port", b"host_port", "id", b"id", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovePortRequest: _TypeAlias = RemovePortRequest  # noqa: Y015
+
+@_typing.final
+class RemovePortResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovePortResponse: _TypeAlias = RemovePortResponse  # noqa: Y015
+
+@_typing.final
+class ListPortsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """empty: every machine's"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPortsRequest: _TypeAlias = ListPortsRequest  # noqa: Y015
+
+@_typing.final
+class ListPortsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Port]: ...
+    def __init__(
+        self,
+        *,
+        ports: _abc.Iterable[Global___Port] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ports", b"ports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPortsResponse: _TypeAlias = ListPortsResponse  # noqa: Y015
+
+@_typing.final
+class Mount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_PATH_FIELD_NUMBER: _builtins.int
+    GUEST_PATH_FIELD_NUMBER: _builtins.int
+    READONLY_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    host_path: _builtins.str
+    guest_path: _builtins.str
+    readonly: _builtins.bool
+    filesystem: _builtins.str
+    """9p or virtiofs, while it is mounted"""
+    state: _builtins.str
+    """mounted, waiting (the machine does not run) or failed"""
+    detail: _builtins.str
+    """why it is not mounted"""
+    def __init__(
+        self,
+        *,
+        host_path: _builtins.str = ...,
+        guest_path: _builtins.str = ...,
+        readonly: _builtins.bool = ...,
+        filesystem: _builtins.str = ...,
+        state: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "filesystem", b"filesystem", "guest_path", b"guest_path", "host_path", b"host_path", "readonly", b"readonly", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
+class AddMountRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MOUNT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    @_builtins.property
+    def mount(self) -> _machine_pb2.DirectoryMount: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        mount: _machine_pb2.DirectoryMount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mount", b"mount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "mount", b"mount"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddMountRequest: _TypeAlias = AddMountRequest  # noqa: Y015
+
+@_typing.final
+class RemoveMountRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    GUEST_PATH_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    guest_path: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        guest_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_path", b"guest_path", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveMountRequest: _TypeAlias = RemoveMountRequest  # noqa: Y015
+
+@_typing.final
+class RemoveMountResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveMountResponse: _TypeAlias = RemoveMountResponse  # noqa: Y015
+
+@_typing.final
+class ListMountsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMountsRequest: _TypeAlias = ListMountsRequest  # noqa: Y015
+
+@_typing.final
+class ListMountsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mount]: ...
+    def __init__(
+        self,
+        *,
+        mounts: _abc.Iterable[Global___Mount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mounts", b"mounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMountsResponse: _TypeAlias = ListMountsResponse  # noqa: Y015
+
+@_typing.final
+class SetMachineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    DISK_SIZE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    cpus: _builtins.int
+    """0: as it is"""
+    memory: _builtins.int
+    """bytes; 0: as it is"""
+    disk_size: _builtins.int
+    """bytes; 0: as it is"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        cpus: _builtins.int = ...,
+        memory: _builtins.int = ...,
+        disk_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "disk_size", b"disk_size", "id", b"id", "memory", b"memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMachineRequest: _TypeAlias = SetMachineRequest  # noqa: Y015
+
+@_typing.final
+class SetMachineResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMachineResponse: _TypeAlias = SetMachineResponse  # noqa: Y015
+
+@_typing.final
+class MachineMmapReadFileRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    @_builtins.property
+    def file(self) -> _agent_pb2.MmapReadFileRequest: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        file: _agent_pb2.MmapReadFileRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineMmapReadFileRequest: _TypeAlias = MachineMmapReadFileRequest  # noqa: Y015
+
+@_typing.final
+class Image(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DISTRO_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ARCH_FIELD_NUMBER: _builtins.int
+    APPARENT_BYTES_FIELD_NUMBER: _builtins.int
+    ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_NANOS_FIELD_NUMBER: _builtins.int
+    MACHINES_FIELD_NUMBER: _builtins.int
+    TEMPLATES_FIELD_NUMBER: _builtins.int
+    INIT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    source: _builtins.str
+    """debian, simplestreams, oci or file"""
+    distro: _builtins.str
+    version: _builtins.str
+    arch: _builtins.str
+    apparent_bytes: _builtins.int
+    allocated_bytes: _builtins.int
+    created_unix_nanos: _builtins.int
+    templates: _builtins.int
+    """that rest on it"""
+    init: _builtins.str
+    """systemd, openrc, another program's name, or none"""
+    @_builtins.property
+    def machines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of those that rest on it"""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        source: _builtins.str = ...,
+        distro: _builtins.str = ...,
+        version: _builtins.str = ...,
+        arch: _builtins.str = ...,
+        apparent_bytes: _builtins.int = ...,
+        allocated_bytes: _builtins.int = ...,
+        created_unix_nanos: _builtins.int = ...,
+        machines: _abc.Iterable[_builtins.str] | None = ...,
+        templates: _builtins.int = ...,
+        init: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "apparent_bytes", b"apparent_bytes", "arch", b"arch", "created_unix_nanos", b"created_unix_nanos", "distro", b"distro", "init", b"init", "key", b"key", "machines", b"machines", "source", b"source", "templates", b"templates", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Image: _TypeAlias = Image  # noqa: Y015
+
+@_typing.final
+class PullImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISTRO_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ARCH_FIELD_NUMBER: _builtins.int
+    distro: _builtins.str
+    """as in CreateMachineRequest"""
+    version: _builtins.str
+    arch: _builtins.str
+    def __init__(
+        self,
+        *,
+        distro: _builtins.str = ...,
+        version: _builtins.str = ...,
+        arch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "distro", b"distro", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullImageRequest: _TypeAlias = PullImageRequest  # noqa: Y015
+
+@_typing.final
+class ImportImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ARCH_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """on the host: qcow2, raw, root tarball, squashfs, OCI or docker archive"""
+    name: _builtins.str
+    """by which machines name it as their distro: [a-z][a-z0-9-]{0,31}"""
+    version: _builtins.str
+    """empty: what its os-release says"""
+    arch: _builtins.str
+    """empty: the host's"""
+    sha256: _builtins.str
+    """of the file, checked when given"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        arch: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "name", b"name", "path", b"path", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportImageRequest: _TypeAlias = ImportImageRequest  # noqa: Y015
+
+@_typing.final
+class ListImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImagesRequest: _TypeAlias = ListImagesRequest  # noqa: Y015
+
+@_typing.final
+class ListImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]: ...
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[Global___Image] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImagesResponse: _TypeAlias = ListImagesResponse  # noqa: Y015
+
+@_typing.final
+class RemoveImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """or a unique prefix of it, or NAME:VERSION"""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveImageRequest: _TypeAlias = RemoveImageRequest  # noqa: Y015
+
+@_typing.final
+class RemoveImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        freed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveImageResponse: _TypeAlias = RemoveImageResponse  # noqa: Y015
+
+@_typing.final
+class PruneImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneImagesRequest: _TypeAlias = PruneImagesRequest  # noqa: Y015
+
+@_typing.final
+class PruneImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        freed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneImagesResponse: _TypeAlias = PruneImagesResponse  # noqa: Y015
+
+@_typing.final
+class VerifyImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """or a unique prefix of it, or NAME:VERSION"""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyImageRequest: _TypeAlias = VerifyImageRequest  # noqa: Y015
+
+@_typing.final
+class VerifyImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of files that are not what was built; none: all is well"""
+
+    def __init__(
+        self,
+        *,
+        damaged: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyImageResponse: _TypeAlias = VerifyImageResponse  # noqa: Y015

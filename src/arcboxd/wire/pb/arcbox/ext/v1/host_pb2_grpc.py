@@ -5,6 +5,7 @@ import warnings
 
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2 as arcbox_dot_ext_dot_v1_dot_guest__pb2
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2 as arcbox_dot_ext_dot_v1_dot_host__pb2
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2 as arcbox_dot_v1_dot_agent__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -109,6 +110,86 @@ class HostServiceStub:
                 '/arcbox.ext.v1.HostService/PruneTemplates',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesResponse.FromString,
+                _registered_method=True)
+        self.EnsureRuntime = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/EnsureRuntime',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.EnsureMachineRuntimeRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.RuntimeEnsureResponse.FromString,
+                _registered_method=True)
+        self.GetRuntimeStatus = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/GetRuntimeStatus',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineRuntimeStatusRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.RuntimeStatusResponse.FromString,
+                _registered_method=True)
+        self.AddPort = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/AddPort',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.AddPortRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Port.FromString,
+                _registered_method=True)
+        self.RemovePort = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/RemovePort',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemovePortRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemovePortResponse.FromString,
+                _registered_method=True)
+        self.ListPorts = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/ListPorts',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListPortsRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListPortsResponse.FromString,
+                _registered_method=True)
+        self.AddMount = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/AddMount',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.AddMountRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Mount.FromString,
+                _registered_method=True)
+        self.RemoveMount = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/RemoveMount',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveMountRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveMountResponse.FromString,
+                _registered_method=True)
+        self.ListMounts = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/ListMounts',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListMountsRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListMountsResponse.FromString,
+                _registered_method=True)
+        self.SetMachine = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/SetMachine',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SetMachineRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SetMachineResponse.FromString,
+                _registered_method=True)
+        self.MmapReadFile = channel.unary_stream(
+                '/arcbox.ext.v1.HostService/MmapReadFile',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineMmapReadFileRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.FromString,
+                _registered_method=True)
+        self.PullImage = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/PullImage',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Image.FromString,
+                _registered_method=True)
+        self.ImportImage = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/ImportImage',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ImportImageRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Image.FromString,
+                _registered_method=True)
+        self.ListImages = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/ListImages',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListImagesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListImagesResponse.FromString,
+                _registered_method=True)
+        self.RemoveImage = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/RemoveImage',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveImageRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveImageResponse.FromString,
+                _registered_method=True)
+        self.PruneImages = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/PruneImages',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesResponse.FromString,
+                _registered_method=True)
+        self.VerifyImage = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/VerifyImage',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageResponse.FromString,
                 _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/arcbox.ext.v1.HostService/GetUsage',
@@ -225,6 +306,109 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EnsureRuntime(self, request, context):
+        """The container runtime of a machine. EnsureRuntime with `start_if_needed` builds the runtime bundle and
+        starts the machine where that is needed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRuntimeStatus(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddPort(self, request, context):
+        """Forwards from the host to machines: those of published container ports, and the user's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemovePort(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPorts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddMount(self, request, context):
+        """Directories of the host in a machine. A change to a machine that runs is complete when the call returns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveMount(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMounts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetMachine(self, request, context):
+        """Changes what a stopped machine is made of; memory and processors either way, its disk only to more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MmapReadFile(self, request, context):
+        """Reads a file of a running machine through a shared mapping, at most 64 MiB a call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullImage(self, request, context):
+        """Base images.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportImage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImages(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveImage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneImages(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyImage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
         """What machines use of the host, now.
         """
@@ -316,6 +500,86 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.PruneTemplates,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesResponse.SerializeToString,
+            ),
+            'EnsureRuntime': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnsureRuntime,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.EnsureMachineRuntimeRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.RuntimeEnsureResponse.SerializeToString,
+            ),
+            'GetRuntimeStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRuntimeStatus,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineRuntimeStatusRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.RuntimeStatusResponse.SerializeToString,
+            ),
+            'AddPort': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddPort,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.AddPortRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Port.SerializeToString,
+            ),
+            'RemovePort': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemovePort,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemovePortRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemovePortResponse.SerializeToString,
+            ),
+            'ListPorts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPorts,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListPortsRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListPortsResponse.SerializeToString,
+            ),
+            'AddMount': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddMount,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.AddMountRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Mount.SerializeToString,
+            ),
+            'RemoveMount': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveMount,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveMountRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveMountResponse.SerializeToString,
+            ),
+            'ListMounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMounts,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListMountsRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListMountsResponse.SerializeToString,
+            ),
+            'SetMachine': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMachine,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SetMachineRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.SetMachineResponse.SerializeToString,
+            ),
+            'MmapReadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.MmapReadFile,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineMmapReadFileRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.SerializeToString,
+            ),
+            'PullImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PullImageRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Image.SerializeToString,
+            ),
+            'ImportImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportImage,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ImportImageRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.Image.SerializeToString,
+            ),
+            'ListImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImages,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListImagesRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'RemoveImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveImage,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveImageRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveImageResponse.SerializeToString,
+            ),
+            'PruneImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneImages,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesResponse.SerializeToString,
+            ),
+            'VerifyImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyImage,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -733,6 +997,438 @@ class HostService:
             '/arcbox.ext.v1.HostService/PruneTemplates',
             arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_host__pb2.PruneTemplatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnsureRuntime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/EnsureRuntime',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.EnsureMachineRuntimeRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.RuntimeEnsureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRuntimeStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/GetRuntimeStatus',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.MachineRuntimeStatusRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.RuntimeStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddPort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/AddPort',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.AddPortRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.Port.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemovePort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/RemovePort',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemovePortRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemovePortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPorts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/ListPorts',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListPortsRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListPortsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddMount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/AddMount',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.AddMountRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.Mount.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveMount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/RemoveMount',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveMountRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveMountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/ListMounts',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListMountsRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListMountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMachine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/SetMachine',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.SetMachineRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.SetMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MmapReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/MmapReadFile',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.MachineMmapReadFileRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/PullImage',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.PullImageRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/ImportImage',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ImportImageRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/ListImages',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListImagesRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/RemoveImage',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveImageRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.RemoveImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/PruneImages',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/VerifyImage',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ What our own clients need of the daemon beyond the published protocol."""
 
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2 as _guest_pb2
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2 as _host_pb2
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2 as _agent_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -59,6 +60,30 @@ class HostServiceStub:
     RemoveTemplate: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveTemplateRequest, _host_pb2.RemoveTemplateResponse]
     PruneTemplates: _grpc.UnaryUnaryMultiCallable[_host_pb2.PruneTemplatesRequest, _host_pb2.PruneTemplatesResponse]
     """Removes the templates that nothing can be started from any more and that no machine's disk rests on."""
+    EnsureRuntime: _grpc.UnaryUnaryMultiCallable[_host_pb2.EnsureMachineRuntimeRequest, _agent_pb2.RuntimeEnsureResponse]
+    """The container runtime of a machine. EnsureRuntime with `start_if_needed` builds the runtime bundle and
+    starts the machine where that is needed.
+    """
+    GetRuntimeStatus: _grpc.UnaryUnaryMultiCallable[_host_pb2.MachineRuntimeStatusRequest, _agent_pb2.RuntimeStatusResponse]
+    AddPort: _grpc.UnaryUnaryMultiCallable[_host_pb2.AddPortRequest, _host_pb2.Port]
+    """Forwards from the host to machines: those of published container ports, and the user's own."""
+    RemovePort: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemovePortRequest, _host_pb2.RemovePortResponse]
+    ListPorts: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListPortsRequest, _host_pb2.ListPortsResponse]
+    AddMount: _grpc.UnaryUnaryMultiCallable[_host_pb2.AddMountRequest, _host_pb2.Mount]
+    """Directories of the host in a machine. A change to a machine that runs is complete when the call returns."""
+    RemoveMount: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveMountRequest, _host_pb2.RemoveMountResponse]
+    ListMounts: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListMountsRequest, _host_pb2.ListMountsResponse]
+    SetMachine: _grpc.UnaryUnaryMultiCallable[_host_pb2.SetMachineRequest, _host_pb2.SetMachineResponse]
+    """Changes what a stopped machine is made of; memory and processors either way, its disk only to more."""
+    MmapReadFile: _grpc.UnaryStreamMultiCallable[_host_pb2.MachineMmapReadFileRequest, _agent_pb2.MmapReadFileResponse]
+    """Reads a file of a running machine through a shared mapping, at most 64 MiB a call."""
+    PullImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.PullImageRequest, _host_pb2.Image]
+    """Base images."""
+    ImportImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.ImportImageRequest, _host_pb2.Image]
+    ListImages: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListImagesRequest, _host_pb2.ListImagesResponse]
+    RemoveImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveImageRequest, _host_pb2.RemoveImageResponse]
+    PruneImages: _grpc.UnaryUnaryMultiCallable[_host_pb2.PruneImagesRequest, _host_pb2.PruneImagesResponse]
+    VerifyImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.VerifyImageRequest, _host_pb2.VerifyImageResponse]
     GetUsage: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetUsageRequest, _host_pb2.GetUsageResponse]
     """What machines use of the host, now."""
     StopDaemon: _grpc.UnaryUnaryMultiCallable[_host_pb2.StopDaemonRequest, _host_pb2.StopDaemonResponse]
@@ -94,6 +119,30 @@ class HostServiceAsyncStub(HostServiceStub):
     RemoveTemplate: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveTemplateRequest, _host_pb2.RemoveTemplateResponse]  # type: ignore[assignment]
     PruneTemplates: _aio.UnaryUnaryMultiCallable[_host_pb2.PruneTemplatesRequest, _host_pb2.PruneTemplatesResponse]  # type: ignore[assignment]
     """Removes the templates that nothing can be started from any more and that no machine's disk rests on."""
+    EnsureRuntime: _aio.UnaryUnaryMultiCallable[_host_pb2.EnsureMachineRuntimeRequest, _agent_pb2.RuntimeEnsureResponse]  # type: ignore[assignment]
+    """The container runtime of a machine. EnsureRuntime with `start_if_needed` builds the runtime bundle and
+    starts the machine where that is needed.
+    """
+    GetRuntimeStatus: _aio.UnaryUnaryMultiCallable[_host_pb2.MachineRuntimeStatusRequest, _agent_pb2.RuntimeStatusResponse]  # type: ignore[assignment]
+    AddPort: _aio.UnaryUnaryMultiCallable[_host_pb2.AddPortRequest, _host_pb2.Port]  # type: ignore[assignment]
+    """Forwards from the host to machines: those of published container ports, and the user's own."""
+    RemovePort: _aio.UnaryUnaryMultiCallable[_host_pb2.RemovePortRequest, _host_pb2.RemovePortResponse]  # type: ignore[assignment]
+    ListPorts: _aio.UnaryUnaryMultiCallable[_host_pb2.ListPortsRequest, _host_pb2.ListPortsResponse]  # type: ignore[assignment]
+    AddMount: _aio.UnaryUnaryMultiCallable[_host_pb2.AddMountRequest, _host_pb2.Mount]  # type: ignore[assignment]
+    """Directories of the host in a machine. A change to a machine that runs is complete when the call returns."""
+    RemoveMount: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveMountRequest, _host_pb2.RemoveMountResponse]  # type: ignore[assignment]
+    ListMounts: _aio.UnaryUnaryMultiCallable[_host_pb2.ListMountsRequest, _host_pb2.ListMountsResponse]  # type: ignore[assignment]
+    SetMachine: _aio.UnaryUnaryMultiCallable[_host_pb2.SetMachineRequest, _host_pb2.SetMachineResponse]  # type: ignore[assignment]
+    """Changes what a stopped machine is made of; memory and processors either way, its disk only to more."""
+    MmapReadFile: _aio.UnaryStreamMultiCallable[_host_pb2.MachineMmapReadFileRequest, _agent_pb2.MmapReadFileResponse]  # type: ignore[assignment]
+    """Reads a file of a running machine through a shared mapping, at most 64 MiB a call."""
+    PullImage: _aio.UnaryUnaryMultiCallable[_host_pb2.PullImageRequest, _host_pb2.Image]  # type: ignore[assignment]
+    """Base images."""
+    ImportImage: _aio.UnaryUnaryMultiCallable[_host_pb2.ImportImageRequest, _host_pb2.Image]  # type: ignore[assignment]
+    ListImages: _aio.UnaryUnaryMultiCallable[_host_pb2.ListImagesRequest, _host_pb2.ListImagesResponse]  # type: ignore[assignment]
+    RemoveImage: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveImageRequest, _host_pb2.RemoveImageResponse]  # type: ignore[assignment]
+    PruneImages: _aio.UnaryUnaryMultiCallable[_host_pb2.PruneImagesRequest, _host_pb2.PruneImagesResponse]  # type: ignore[assignment]
+    VerifyImage: _aio.UnaryUnaryMultiCallable[_host_pb2.VerifyImageRequest, _host_pb2.VerifyImageResponse]  # type: ignore[assignment]
     GetUsage: _aio.UnaryUnaryMultiCallable[_host_pb2.GetUsageRequest, _host_pb2.GetUsageResponse]  # type: ignore[assignment]
     """What machines use of the host, now."""
     StopDaemon: _aio.UnaryUnaryMultiCallable[_host_pb2.StopDaemonRequest, _host_pb2.StopDaemonResponse]  # type: ignore[assignment]
@@ -216,6 +265,126 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.PruneTemplatesResponse, _abc.Awaitable[_host_pb2.PruneTemplatesResponse]]:
         """Removes the templates that nothing can be started from any more and that no machine's disk rests on."""
+
+    @_abc_1.abstractmethod
+    def EnsureRuntime(
+        self,
+        request: _host_pb2.EnsureMachineRuntimeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RuntimeEnsureResponse, _abc.Awaitable[_agent_pb2.RuntimeEnsureResponse]]:
+        """The container runtime of a machine. EnsureRuntime with `start_if_needed` builds the runtime bundle and
+        starts the machine where that is needed.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRuntimeStatus(
+        self,
+        request: _host_pb2.MachineRuntimeStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RuntimeStatusResponse, _abc.Awaitable[_agent_pb2.RuntimeStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AddPort(
+        self,
+        request: _host_pb2.AddPortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Port, _abc.Awaitable[_host_pb2.Port]]:
+        """Forwards from the host to machines: those of published container ports, and the user's own."""
+
+    @_abc_1.abstractmethod
+    def RemovePort(
+        self,
+        request: _host_pb2.RemovePortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RemovePortResponse, _abc.Awaitable[_host_pb2.RemovePortResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListPorts(
+        self,
+        request: _host_pb2.ListPortsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.ListPortsResponse, _abc.Awaitable[_host_pb2.ListPortsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AddMount(
+        self,
+        request: _host_pb2.AddMountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Mount, _abc.Awaitable[_host_pb2.Mount]]:
+        """Directories of the host in a machine. A change to a machine that runs is complete when the call returns."""
+
+    @_abc_1.abstractmethod
+    def RemoveMount(
+        self,
+        request: _host_pb2.RemoveMountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RemoveMountResponse, _abc.Awaitable[_host_pb2.RemoveMountResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListMounts(
+        self,
+        request: _host_pb2.ListMountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.ListMountsResponse, _abc.Awaitable[_host_pb2.ListMountsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetMachine(
+        self,
+        request: _host_pb2.SetMachineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.SetMachineResponse, _abc.Awaitable[_host_pb2.SetMachineResponse]]:
+        """Changes what a stopped machine is made of; memory and processors either way, its disk only to more."""
+
+    @_abc_1.abstractmethod
+    def MmapReadFile(
+        self,
+        request: _host_pb2.MachineMmapReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.MmapReadFileResponse], _abc.AsyncIterator[_agent_pb2.MmapReadFileResponse]]:
+        """Reads a file of a running machine through a shared mapping, at most 64 MiB a call."""
+
+    @_abc_1.abstractmethod
+    def PullImage(
+        self,
+        request: _host_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Image, _abc.Awaitable[_host_pb2.Image]]:
+        """Base images."""
+
+    @_abc_1.abstractmethod
+    def ImportImage(
+        self,
+        request: _host_pb2.ImportImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.Image, _abc.Awaitable[_host_pb2.Image]]: ...
+
+    @_abc_1.abstractmethod
+    def ListImages(
+        self,
+        request: _host_pb2.ListImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.ListImagesResponse, _abc.Awaitable[_host_pb2.ListImagesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveImage(
+        self,
+        request: _host_pb2.RemoveImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RemoveImageResponse, _abc.Awaitable[_host_pb2.RemoveImageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PruneImages(
+        self,
+        request: _host_pb2.PruneImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.PruneImagesResponse, _abc.Awaitable[_host_pb2.PruneImagesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def VerifyImage(
+        self,
+        request: _host_pb2.VerifyImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.VerifyImageResponse, _abc.Awaitable[_host_pb2.VerifyImageResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetUsage(

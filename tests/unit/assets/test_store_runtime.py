@@ -1,0 +1,125 @@
+"""Which disk of the container runtime the store gives, and when it turns to another release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from arcboxd.assets.apt import Apt, Package
+from arcboxd.assets.cache import Cache
+from arcboxd.assets.mirror import Mirror
+from arcboxd.assets.runtime_bundle import IMAGE, PACKAGES
+from arcboxd.assets.store import AssetStore, _runtime_inputs
+from arcboxd.errors import AssetBuildError, UnsupportedError
+from arcboxd.paths import Paths
+
+ARCH = "x86_64"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return Paths(tmp_path / "home", tmp_path / "cache")
+
+
+def _store(paths: Paths) -> AssetStore:
+    return AssetStore(paths, mirror=Mirror("http://mirror.test/", ""), suite="bookworm")
+
+
+def _packages(version: str) -> dict[str, Package]:
+    return {"docker.io": Package("docker.io", version, "docker.deb", 1, "f" * 64)}
+
+
+def _pin(paths: Paths, suite: str, packages: dict[str, Package]) -> None:
+    pin = Apt(paths.assets / "apt", suite, ARCH)._pin(PACKAGES)
+    pin.parent.mkdir(parents=True, exist_ok=True)
+    pin.write_text(json.dumps([asdict(package) for package in packages.values()]))
+
+
+async def _built(paths: Paths, packages: dict[str, Package]) -> Path:
+    async def build(target: Path) -> None:
+        (target / IMAGE).write_text("disk")
+
+    entry = await Cache(paths.assets).ensure("runtime", _runtime_inputs(packages), build)
+    return entry.file(IMAGE)
+
+
+async def test_what_is_there_and_current_is_found(paths: Paths) -> None:
+    store = _store(paths)
+    assert store.find_runtime(ARCH) is None
+    new, newer, old = _packages("26.1"), _packages("27.0"), _packages("20.10")
+    images = [await _built(paths, packages) for packages in (new, old)]
+    assert store.find_runtime(ARCH) is None
+    _pin(paths, "bookworm", old)
+    assert store.find_runtime(ARCH) == images[1]
+    _pin(paths, "trixie", new)
+    assert store.find_runtime(ARCH) == images[0]
+    # After a refresh the older disks are not current any more, the other release's neither.
+    _pin(paths, "trixie", newer)
+    assert store.find_runtime(ARCH) is None
+    assert store.find_runtime("aarch64") is None
+
+
+async def test_a_release_without_keys_is_replaced_by_the_hosts(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    old = _packages("20.10")
+
+    async def resolve(apt: Apt, *_names: object, **_options: object) -> dict[str, Package]:
+        asked.append(apt.suite)
+        if apt.suite == "trixie":
+            raise AssetBuildError("E: The repository 'x trixie InRelease' is not signed.")
+        return old
+
+    monkeypatch.setattr(Apt, "resolve", resolve)
+    image = await _built(paths, old)
+    assert await _store(paths).runtime(ARCH, lambda *_: None) == image
+    assert asked == ["trixie", "bookworm"]
+
+
+async def test_a_mirror_out_of_reach_does_not_choose_the_version(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(apt: Apt, *_names: object, **_options: object) -> dict[str, Package]:
+        assert apt.suite == "trixie"
+        raise AssetBuildError("E: Failed to fetch: Unable to connect")
+
+    monkeypatch.setattr(Apt, "resolve", resolve)
+    with pytest.raises(AssetBuildError, match="connect"):
+        await _store(paths).runtime(ARCH, lambda *_: None)
+
+
+async def test_a_refresh_helps_when_the_mirror_lost_the_version_of_a_disk_that_is_gone(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pin(paths, "trixie", _packages("26.1"))
+    newer = _packages("27.0")
+    image = await _built(paths, newer)
+
+    async def resolve(
+        apt: Apt, names: Sequence[str], *, refresh: bool = False, **_options: object
+    ) -> dict[str, Package]:
+        if names != PACKAGES:
+            return {}
+        assert refresh
+        _pin(paths, apt.suite, newer)
+        return newer
+
+    async def ensure(*_args: object) -> None:
+        pass
+
+    monkeypatch.setattr(Apt, "resolve", resolve)
+    monkeypatch.setattr(AssetStore, "ensure", ensure)
+    store = _store(paths)
+    assert store.find_runtime(ARCH) is None
+    await store.refresh(ARCH, lambda *_: None)
+    assert store.find_runtime(ARCH) == image
+
+
+async def test_other_architectures_are_refused(paths: Paths) -> None:
+    with pytest.raises(UnsupportedError, match="aarch64"):
+        await _store(paths).runtime("aarch64", lambda *_: None)
