@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from arcboxd.assets.kubernetes_bundle import FetchFn
 from arcboxd.daemon.parts import Parts
 from arcboxd.domain.guest import (
     ExecData,
@@ -24,6 +25,7 @@ from arcboxd.domain.guest import (
     SystemInfo,
 )
 from arcboxd.domain.image import BaseImage, BootAssets, NewImage, ProgressFn
+from arcboxd.domain.kubernetes import KubernetesStatus, KubernetesStopped
 from arcboxd.domain.machine import Machine, ProcessIdentity
 from arcboxd.domain.ports import GuestEvent
 from arcboxd.domain.runtime import SERVICES, RuntimeAnswer, RuntimeStatus, ServiceStatus
@@ -44,10 +46,12 @@ from arcboxd.hypervisor.base import (
     ShareSlot,
     VmConfig,
 )
+from arcboxd.kubernetes.distribution import Pin
 from arcboxd.link.stream import Stream
 from arcboxd.machines import disk_snapshots
 from arcboxd.paths import MachinePaths
 from arcboxd.process import ProcessHandle, spawn_detached
+from tests.cluster_guest import Cluster
 from tests.docker_guest import LinkedGuest
 from tests.port_guest import PortGuest
 
@@ -124,6 +128,7 @@ class World:
     files: dict[str, bytes] = field(default_factory=dict)
     """What guests have."""
     runtime: FakeRuntime = field(default_factory=FakeRuntime)
+    cluster: Cluster = field(default_factory=Cluster)
     shares: dict[str, dict[ShareSlot, Path]] = field(default_factory=dict)
     """What is plugged into each machine, by its name."""
     mounted: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -448,6 +453,26 @@ class FakeAgent:
         )
         return RuntimeStatus(ready, ready, "unix:///var/run/docker.sock", "", services)
 
+    async def start_kubernetes(self, timeout_s: float) -> KubernetesStatus:
+        self._check()
+        return self._world.cluster.start()
+
+    async def stop_kubernetes(self, timeout_s: float) -> KubernetesStopped:
+        self._check()
+        return self._world.cluster.stop()
+
+    async def delete_kubernetes(self, timeout_s: float) -> str:
+        self._check()
+        return self._world.cluster.delete()
+
+    async def kubernetes_status(self) -> KubernetesStatus:
+        self._check()
+        return self._world.cluster.status()
+
+    async def kubeconfig(self) -> str:
+        self._check()
+        return self._world.cluster.kubeconfig()
+
     async def sync_clock(self) -> None:
         self._world.clocks_set += 1
 
@@ -523,6 +548,12 @@ class FakeAssets:
         progress("building the container runtime", 1, 1)
         runtime.bundle = Path("/dev/null")
         return runtime.bundle
+
+    def find_kubernetes(self, arch: str, pin: Pin) -> Path | None:
+        return Path("/dev/null")
+
+    async def kubernetes(self, arch: str, pin: Pin, fetch: FetchFn, progress: ProgressFn) -> Path:
+        return Path("/dev/null")
 
     async def ensure(self, arch: str, progress: ProgressFn) -> BootAssets:
         nothing = Path("/dev/null")

@@ -122,6 +122,11 @@ class MachinePaths:
         return self.directory / "ports.json"
 
     @property
+    def kubernetes_port(self) -> Path:
+        """Keep the port of the host at which the machine's cluster is reached."""
+        return self.directory / "kubernetes_port"
+
+    @property
     def shares(self) -> Path:
         """Hold a link to each directory of the host that is plugged into the machine, by slot."""
         return self.directory / "shares"

@@ -14,6 +14,7 @@ from arcboxd.cli import (
     docker,
     doctor,
     image,
+    k8s,
     mount,
     port,
     runtime,
@@ -73,11 +74,13 @@ def _add_machine_verbs(group: typer.Typer) -> None:
     _add_group(group, "mount", "Directories of the host in a machine.", of_mounts)
 
 
-def _add_group(group: typer.Typer, name: str, text: str, verbs: Sequence[_Verb]) -> None:
+def _add_group(
+    group: typer.Typer, name: str, text: str, verbs: Sequence[_Verb], *, hidden: bool = False
+) -> None:
     added = _typer(text)
     for verb in verbs:
         added.command(verb.__name__.removesuffix("_"), cls=session.Verb)(verb)
-    group.add_typer(added, name=name)
+    group.add_typer(added, name=name, hidden=hidden)
 
 
 def _version(wanted: bool) -> None:
@@ -116,6 +119,10 @@ _of_templates = (template.ls, template.rm, template.prune)
 _add_group(app, "template", "Images booted ahead of new machines.", _of_templates)
 _of_docker: tuple[_Verb, ...] = (docker.status, docker.env, docker.enable, docker.disable)
 _add_group(app, "docker", "The docker client and our machines.", _of_docker)
+_of_kubernetes: tuple[_Verb, ...] = (k8s.start, k8s.stop, k8s.delete, k8s.status)
+_of_kubernetes += (k8s.kubeconfig, k8s.enable, k8s.disable)
+# Not shown until agents can run a cluster; today they answer that they cannot.
+_add_group(app, "k8s", "Kubernetes in a machine.", _of_kubernetes, hidden=True)
 _of_daemon = (daemon.start, daemon.stop, daemon.status, daemon.run)
 _add_group(app, "daemon", "The process behind all the others.", _of_daemon)
 

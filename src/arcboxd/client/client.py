@@ -22,10 +22,11 @@ import grpc
 from arcboxd.client import decode, views
 from arcboxd.client.streams import ExecCall, Watch, raised
 from arcboxd.domain.guest import ExecInput, ExecSpec, Pong, SystemInfo
+from arcboxd.domain.kubernetes import Kubeconfig, KubernetesStatus, KubernetesStopped
 from arcboxd.domain.machine import DirectoryMount, NewMachine
 from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
 from arcboxd.errors import UnsupportedError
-from arcboxd.wire import convert, runtime
+from arcboxd.wire import convert, kubernetes, runtime
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2, host_pb2_grpc
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2, machine_pb2_grpc
 
@@ -251,6 +252,31 @@ class Client:
         """Tell how a machine's container runtime is; the default machine's for an empty ``ref``."""
         request = host_pb2.MachineRuntimeStatusRequest(id=ref)
         return runtime.status(_call(self._host.GetRuntimeStatus, request, QUICK_S))
+
+    def start_kubernetes(self, ref: str = "") -> KubernetesStatus:
+        """Start a machine's cluster; the default machine's for an empty ``ref``, as below."""
+        request = host_pb2.StartKubernetesRequest(id=ref)
+        return kubernetes.started(_call(self._host.StartKubernetes, request, LONG_S))
+
+    def stop_kubernetes(self, ref: str = "") -> KubernetesStopped:
+        """Stop a machine's cluster and keep its data."""
+        request = host_pb2.StopKubernetesRequest(id=ref)
+        return kubernetes.stopped(_call(self._host.StopKubernetes, request, LONG_S))
+
+    def delete_kubernetes(self, ref: str = "") -> str:
+        """Remove a machine's cluster and all its data; give what was done."""
+        request = host_pb2.DeleteKubernetesRequest(id=ref)
+        return _call(self._host.DeleteKubernetes, request, LONG_S).detail
+
+    def kubernetes_status(self, ref: str = "") -> KubernetesStatus:
+        """Tell how a machine's cluster is."""
+        request = host_pb2.GetKubernetesStatusRequest(id=ref)
+        return kubernetes.status(_call(self._host.GetKubernetesStatus, request, QUICK_S))
+
+    def kubeconfig(self, ref: str = "") -> Kubeconfig:
+        """Give what reaches a machine's cluster, with the names that the host gave."""
+        request = host_pb2.GetKubeconfigRequest(id=ref)
+        return kubernetes.kubeconfig(_call(self._host.GetKubeconfig, request, QUICK_S))
 
     def usage(self, refs: Sequence[str] = ()) -> views.Usage:
         """Tell what machines use of the host now; without ``refs`` every one with a process."""

@@ -31,6 +31,7 @@ from arcboxd.errors import (
     LinkError,
     TooLateError,
 )
+from arcboxd.guest.kubernetes import KubernetesCalls
 from arcboxd.guest.link import AgentLink
 from arcboxd.link.call import Call, RemoteError
 from arcboxd.link.stream import Stream
@@ -59,7 +60,7 @@ _AGENT = "/arcbox.v1.AgentService/"
 _GUEST = "/arcbox.ext.v1.GuestService/"
 
 
-class LinkedAgent:
+class LinkedAgent(KubernetesCalls):
     """Implements `arcboxd.machines.interfaces.GuestAgent`."""
 
     def __init__(

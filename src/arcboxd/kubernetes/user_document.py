@@ -106,7 +106,18 @@ class Document:
             items = self._items(key)
             for at in reversed(range(len(items))):
                 if items[at]["name"] == name and _marked(items[at], kind):
+                    self._keep_comments(key, items[at])
                     del items[at]
+
+    def _keep_comments(self, key: str, item: object) -> None:
+        """Put what the user wrote behind an entry, which ruamel takes for its, before what follows.
+
+        The last thing in a file has nothing behind it to put them before.
+        """
+        keys = list(self._root)
+        behind = keys[keys.index(key) + 1 :]
+        if behind and (words := _comments(item)) and isinstance(self._root, CommentedMap):
+            self._root.yaml_set_comment_before_after_key(behind[0], before="\n".join(words))
 
     def text(self) -> str | None:
         """Write it; None if nothing was changed.
@@ -218,6 +229,25 @@ def _marked(item: Any, kind: str) -> bool:  # noqa: ANN401 - an entry of ruamel'
         if isinstance(extension, dict) and extension.get("provider") == _PROVIDER:
             return True
     return False
+
+
+def _comments(value: Any) -> list[str]:  # noqa: ANN401 - an entry of ruamel's
+    """Give the lines of comments in a value, without their number signs."""
+    found: list[str] = []
+    children: list[Any] = []
+    if isinstance(value, CommentedMap):
+        children = list(value.values())
+    elif isinstance(value, CommentedSeq):
+        children = list(value)
+    else:
+        return found
+    for tokens in value.ca.items.values():
+        for token in tokens:
+            text = getattr(token, "value", "")
+            found += [li.strip()[1:].strip() for li in text.splitlines() if li.strip()]
+    for child in children:
+        found += _comments(child)
+    return found
 
 
 def _is_null(value: object) -> bool:

@@ -84,6 +84,8 @@ class Context:
     now_ns: Callable[[], int] = time.time_ns
     runtime_wanted: Callable[[str], Awaitable[None]] | None = None
     """Called with a machine's id when its guest waits for the container runtime's disk."""
+    kubernetes_ports: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a port of the host is chosen for a machine's cluster."""
     ports: PortTable = field(init=False)
 
     def __post_init__(self) -> None:

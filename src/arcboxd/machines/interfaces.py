@@ -6,11 +6,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from arcboxd.assets.kubernetes_bundle import FetchFn
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Identity, Pong, SystemInfo
 from arcboxd.domain.image import BaseImage, BootAssets, NewImage, ProgressFn
+from arcboxd.domain.kubernetes import KubernetesStatus, KubernetesStopped
 from arcboxd.domain.machine import Machine
 from arcboxd.domain.ports import GuestEvent
 from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
+from arcboxd.kubernetes.distribution import Pin
 from arcboxd.link.stream import Stream
 from arcboxd.paths import MachinePaths
 
@@ -118,6 +121,31 @@ class GuestAgent(Protocol):
         """
         ...
 
+    async def start_kubernetes(self, timeout_s: float) -> KubernetesStatus:
+        """Start the cluster, and answer in time with how it is by then. Idempotent.
+
+        Raises:
+            AgentUnreachableError: No session, it broke, or no answer came in ``timeout_s`` seconds.
+            UnsupportedError: The agent is of a version that could not do this; as the next four.
+        """
+        ...
+
+    async def stop_kubernetes(self, timeout_s: float) -> KubernetesStopped:
+        """Stop the cluster and keep its data. Idempotent."""
+        ...
+
+    async def delete_kubernetes(self, timeout_s: float) -> str:
+        """Stop the cluster and remove all that it was; give what was done. Idempotent."""
+        ...
+
+    async def kubernetes_status(self) -> KubernetesStatus:
+        """Tell how the cluster is."""
+        ...
+
+    async def kubeconfig(self) -> str:
+        """Give the guest's kubeconfig: whatever it says, to be trusted in nothing."""
+        ...
+
     async def sync_clock(self) -> None:
         """Set the guest's clock, which stood still while the machine was halted. Never raises."""
         ...
@@ -190,6 +218,20 @@ class Assets(Protocol):
 
     def find_runtime(self, arch: str) -> Path | None:
         """Give the container runtime's disk if it is there."""
+        ...
+
+    async def kubernetes(self, arch: str, pin: Pin, fetch: FetchFn, progress: ProgressFn) -> Path:
+        """Give a Kubernetes' disk, fetching and building it when it is missing.
+
+        Raises:
+            AssetBuildError: A step failed; nothing half-made is left.
+            CorruptError: What came is not what the pin says.
+            MissingToolError: A program is missing on the host.
+        """
+        ...
+
+    def find_kubernetes(self, arch: str, pin: Pin) -> Path | None:
+        """Give a Kubernetes' disk if it is there."""
         ...
 
 

@@ -28,7 +28,7 @@ from arcboxd.errors import (
     StoreError,
 )
 from arcboxd.link.stream import Stream
-from arcboxd.machines import ssh
+from arcboxd.machines import kubernetes_port, ssh
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.undo import complete
 from arcboxd.ports import plan, record, sockets
@@ -170,6 +170,7 @@ async def _serve(ctx: Context, machine: Machine, running: Running) -> None:
         # Of the agent that there is then: a suspend that failed has made another.
         return await running.agent.open_stream(target)
 
+    kubernetes_port.publish(ctx, machine)
     forwards.attach(running.vm, open_stream, ssh.forward(machine.ssh_port))
     if ctx.now_ns() - machine.started_unix_ns < _NEW_NS:
         await _let_others_begin(ctx)
@@ -214,6 +215,8 @@ async def _follow(ctx: Context, machine: Machine, running: Running, forwards: Fo
 def _take(
     ctx: Context, machine: Machine, forwards: Forwards, event: GuestEvent, told: set[str]
 ) -> None:
+    if getattr(event, "container_id", "") == kubernetes_port.OWNER:
+        return  # that forward is the host's, not a container's
     match event:
         case PortsPublished(container_id, source, bindings):
             wanted = plan.published(bindings, ctx.settings.published_address)
@@ -224,7 +227,7 @@ def _take(
             forwards.withdraw(container_id)
             told.discard(container_id)
         case Synced():
-            forwards.synced(frozenset(told))
+            forwards.synced(frozenset(told | {kubernetes_port.OWNER}))
         case RuntimeWanted():
             _plug_runtime(ctx, machine)
 

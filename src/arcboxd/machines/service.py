@@ -10,10 +10,22 @@ from functools import partial
 from arcboxd import aio
 from arcboxd.domain.guest import ExecInput, ExecOutput, ExecSpec, Pong, SystemInfo
 from arcboxd.domain.image import NewImage
+from arcboxd.domain.kubernetes import Kubeconfig, KubernetesStatus, KubernetesStopped
 from arcboxd.domain.machine import DirectoryMount, Machine, MachineState, NewMachine
 from arcboxd.domain.ports import Port, UserForward
 from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
-from arcboxd.machines import adopt, guest, images, mounts, ports, runtime, snapshot, ssh, template
+from arcboxd.machines import (
+    adopt,
+    guest,
+    images,
+    kubernetes,
+    mounts,
+    ports,
+    runtime,
+    snapshot,
+    ssh,
+    template,
+)
 from arcboxd.machines.clone import clone
 from arcboxd.machines.context import Context
 from arcboxd.machines.create import create
@@ -183,6 +195,26 @@ class Machines:
     async def runtime_status(self, ref: str) -> RuntimeStatus:
         """Tell how a machine's container runtime is: `arcboxd.machines.runtime`."""
         return await runtime.status(self.context, ref)
+
+    async def start_kubernetes(self, ref: str) -> KubernetesStatus:
+        """Start a machine's cluster: `arcboxd.machines.kubernetes`."""
+        return await kubernetes.start(self.context, ref)
+
+    async def stop_kubernetes(self, ref: str) -> KubernetesStopped:
+        """Stop a machine's cluster and keep its data: `arcboxd.machines.kubernetes`."""
+        return await kubernetes.stop(self.context, ref)
+
+    async def delete_kubernetes(self, ref: str) -> str:
+        """Remove a machine's cluster: `arcboxd.machines.kubernetes`."""
+        return await kubernetes.delete(self.context, ref)
+
+    async def kubernetes_status(self, ref: str) -> KubernetesStatus:
+        """Tell how a machine's cluster is: `arcboxd.machines.kubernetes`."""
+        return await kubernetes.status(self.context, ref)
+
+    async def kubeconfig(self, ref: str) -> Kubeconfig:
+        """Give what reaches a machine's cluster: `arcboxd.machines.kubernetes`."""
+        return await kubernetes.kubeconfig(self.context, ref)
 
     async def list_images(self) -> Sequence[images.ImageUse]:
         """Give every base image, and what uses it: `arcboxd.machines.images`."""

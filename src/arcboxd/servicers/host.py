@@ -17,6 +17,7 @@ from arcboxd.machines.service import Machines
 from arcboxd.servicers.change import ChangeCalls
 from arcboxd.servicers.chunks import closing, pieces
 from arcboxd.servicers.images import ImageCalls
+from arcboxd.servicers.kubernetes import KubernetesCalls
 from arcboxd.servicers.mounts import MountCalls
 from arcboxd.servicers.ports import PortCalls
 from arcboxd.servicers.runtime import RuntimeCalls
@@ -30,6 +31,7 @@ from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2, host_pb2, host_pb2_grpc
 class HostService(
     ChangeCalls,
     ImageCalls,
+    KubernetesCalls,
     MountCalls,
     PortCalls,
     RuntimeCalls,

@@ -17,6 +17,7 @@ from arcboxd.wire.pb.arcbox.v1 import common_pb2, machine_pb2, machine_pb2_grpc
 from tests.integration.cli.stub_change import ChangeHost
 from tests.integration.cli.stub_docker import DockerHost
 from tests.integration.cli.stub_images import ImageHost
+from tests.integration.cli.stub_kubernetes import KubernetesHost
 from tests.integration.cli.stub_mounts import MountHost
 from tests.integration.cli.stub_ports import PortCalls
 from tests.integration.cli.stub_saved import CREATED, Context, Inventory, SavedHost, fail
@@ -105,7 +106,7 @@ class Machines(machine_pb2_grpc.MachineServiceServicer):
         return machine_pb2.SSHInfoResponse(command="ssh -p 2222 'me@127.0.0.1'")
 
 
-class Host(ChangeHost, ImageHost, MountHost, PortCalls, DockerHost, SavedHost):
+class Host(ChangeHost, ImageHost, KubernetesHost, MountHost, PortCalls, DockerHost, SavedHost):
     def __init__(self, inventory: Inventory, home: Path) -> None:
         super().__init__(inventory)
         self.home = home

@@ -380,3 +380,12 @@ def test_names_that_are_not_ours_are_never_written(me: User) -> None:
 def test_nothing_is_made_to_take_out_what_is_not_there(me: User) -> None:
     assert me.disable() == Switched("", "")
     assert list(me.home.iterdir()) == []
+
+
+def test_comments_behind_ours_are_kept(me: User) -> None:
+    me.write("contexts:\n- name: a\n  context: {}\n# tail\nusers: []\n")
+    me.enable()
+    me.write(me.file.read_text().replace("users:\n", "# since\nusers:\n"))
+    me.disable()
+    text = "contexts:\n- name: a\n  context: {}\n# tail\n# since\nusers: []\n"
+    assert me.file.read_text().startswith(text)

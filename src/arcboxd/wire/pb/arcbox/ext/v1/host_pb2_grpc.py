@@ -191,6 +191,31 @@ class HostServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageResponse.FromString,
                 _registered_method=True)
+        self.StartKubernetes = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/StartKubernetes',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.StartKubernetesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.KubernetesStartResponse.FromString,
+                _registered_method=True)
+        self.StopKubernetes = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/StopKubernetes',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.StopKubernetesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.KubernetesStopResponse.FromString,
+                _registered_method=True)
+        self.DeleteKubernetes = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/DeleteKubernetes',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.DeleteKubernetesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.KubernetesDeleteResponse.FromString,
+                _registered_method=True)
+        self.GetKubernetesStatus = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/GetKubernetesStatus',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetKubernetesStatusRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.KubernetesStatusResponse.FromString,
+                _registered_method=True)
+        self.GetKubeconfig = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/GetKubeconfig',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetKubeconfigRequest.SerializeToString,
+                response_deserializer=arcbox_dot_v1_dot_agent__pb2.KubernetesKubeconfigResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/arcbox.ext.v1.HostService/GetUsage',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetUsageRequest.SerializeToString,
@@ -409,6 +434,38 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartKubernetes(self, request, context):
+        """The Kubernetes cluster of a running machine; an empty id stands for the default machine. Endpoints are
+        the host's, and the kubeconfig is made anew on the host, of the few fields that it needs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopKubernetes(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteKubernetes(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKubernetesStatus(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKubeconfig(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
         """What machines use of the host, now.
         """
@@ -580,6 +637,31 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.VerifyImage,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageResponse.SerializeToString,
+            ),
+            'StartKubernetes': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartKubernetes,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.StartKubernetesRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.KubernetesStartResponse.SerializeToString,
+            ),
+            'StopKubernetes': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopKubernetes,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.StopKubernetesRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.KubernetesStopResponse.SerializeToString,
+            ),
+            'DeleteKubernetes': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteKubernetes,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.DeleteKubernetesRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.KubernetesDeleteResponse.SerializeToString,
+            ),
+            'GetKubernetesStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKubernetesStatus,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetKubernetesStatusRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.KubernetesStatusResponse.SerializeToString,
+            ),
+            'GetKubeconfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKubeconfig,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.GetKubeconfigRequest.FromString,
+                    response_serializer=arcbox_dot_v1_dot_agent__pb2.KubernetesKubeconfigResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -1429,6 +1511,141 @@ class HostService:
             '/arcbox.ext.v1.HostService/VerifyImage',
             arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartKubernetes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/StartKubernetes',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.StartKubernetesRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.KubernetesStartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopKubernetes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/StopKubernetes',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.StopKubernetesRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.KubernetesStopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteKubernetes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/DeleteKubernetes',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.DeleteKubernetesRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.KubernetesDeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKubernetesStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/GetKubernetesStatus',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.GetKubernetesStatusRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.KubernetesStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKubeconfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/GetKubeconfig',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.GetKubeconfigRequest.SerializeToString,
+            arcbox_dot_v1_dot_agent__pb2.KubernetesKubeconfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

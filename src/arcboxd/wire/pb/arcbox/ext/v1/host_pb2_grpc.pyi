@@ -84,6 +84,14 @@ class HostServiceStub:
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveImageRequest, _host_pb2.RemoveImageResponse]
     PruneImages: _grpc.UnaryUnaryMultiCallable[_host_pb2.PruneImagesRequest, _host_pb2.PruneImagesResponse]
     VerifyImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.VerifyImageRequest, _host_pb2.VerifyImageResponse]
+    StartKubernetes: _grpc.UnaryUnaryMultiCallable[_host_pb2.StartKubernetesRequest, _agent_pb2.KubernetesStartResponse]
+    """The Kubernetes cluster of a running machine; an empty id stands for the default machine. Endpoints are
+    the host's, and the kubeconfig is made anew on the host, of the few fields that it needs.
+    """
+    StopKubernetes: _grpc.UnaryUnaryMultiCallable[_host_pb2.StopKubernetesRequest, _agent_pb2.KubernetesStopResponse]
+    DeleteKubernetes: _grpc.UnaryUnaryMultiCallable[_host_pb2.DeleteKubernetesRequest, _agent_pb2.KubernetesDeleteResponse]
+    GetKubernetesStatus: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetKubernetesStatusRequest, _agent_pb2.KubernetesStatusResponse]
+    GetKubeconfig: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetKubeconfigRequest, _agent_pb2.KubernetesKubeconfigResponse]
     GetUsage: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetUsageRequest, _host_pb2.GetUsageResponse]
     """What machines use of the host, now."""
     StopDaemon: _grpc.UnaryUnaryMultiCallable[_host_pb2.StopDaemonRequest, _host_pb2.StopDaemonResponse]
@@ -143,6 +151,14 @@ class HostServiceAsyncStub(HostServiceStub):
     RemoveImage: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveImageRequest, _host_pb2.RemoveImageResponse]  # type: ignore[assignment]
     PruneImages: _aio.UnaryUnaryMultiCallable[_host_pb2.PruneImagesRequest, _host_pb2.PruneImagesResponse]  # type: ignore[assignment]
     VerifyImage: _aio.UnaryUnaryMultiCallable[_host_pb2.VerifyImageRequest, _host_pb2.VerifyImageResponse]  # type: ignore[assignment]
+    StartKubernetes: _aio.UnaryUnaryMultiCallable[_host_pb2.StartKubernetesRequest, _agent_pb2.KubernetesStartResponse]  # type: ignore[assignment]
+    """The Kubernetes cluster of a running machine; an empty id stands for the default machine. Endpoints are
+    the host's, and the kubeconfig is made anew on the host, of the few fields that it needs.
+    """
+    StopKubernetes: _aio.UnaryUnaryMultiCallable[_host_pb2.StopKubernetesRequest, _agent_pb2.KubernetesStopResponse]  # type: ignore[assignment]
+    DeleteKubernetes: _aio.UnaryUnaryMultiCallable[_host_pb2.DeleteKubernetesRequest, _agent_pb2.KubernetesDeleteResponse]  # type: ignore[assignment]
+    GetKubernetesStatus: _aio.UnaryUnaryMultiCallable[_host_pb2.GetKubernetesStatusRequest, _agent_pb2.KubernetesStatusResponse]  # type: ignore[assignment]
+    GetKubeconfig: _aio.UnaryUnaryMultiCallable[_host_pb2.GetKubeconfigRequest, _agent_pb2.KubernetesKubeconfigResponse]  # type: ignore[assignment]
     GetUsage: _aio.UnaryUnaryMultiCallable[_host_pb2.GetUsageRequest, _host_pb2.GetUsageResponse]  # type: ignore[assignment]
     """What machines use of the host, now."""
     StopDaemon: _aio.UnaryUnaryMultiCallable[_host_pb2.StopDaemonRequest, _host_pb2.StopDaemonResponse]  # type: ignore[assignment]
@@ -385,6 +401,44 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.VerifyImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.VerifyImageResponse, _abc.Awaitable[_host_pb2.VerifyImageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def StartKubernetes(
+        self,
+        request: _host_pb2.StartKubernetesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.KubernetesStartResponse, _abc.Awaitable[_agent_pb2.KubernetesStartResponse]]:
+        """The Kubernetes cluster of a running machine; an empty id stands for the default machine. Endpoints are
+        the host's, and the kubeconfig is made anew on the host, of the few fields that it needs.
+        """
+
+    @_abc_1.abstractmethod
+    def StopKubernetes(
+        self,
+        request: _host_pb2.StopKubernetesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.KubernetesStopResponse, _abc.Awaitable[_agent_pb2.KubernetesStopResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteKubernetes(
+        self,
+        request: _host_pb2.DeleteKubernetesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.KubernetesDeleteResponse, _abc.Awaitable[_agent_pb2.KubernetesDeleteResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetKubernetesStatus(
+        self,
+        request: _host_pb2.GetKubernetesStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.KubernetesStatusResponse, _abc.Awaitable[_agent_pb2.KubernetesStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetKubeconfig(
+        self,
+        request: _host_pb2.GetKubeconfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.KubernetesKubeconfigResponse, _abc.Awaitable[_agent_pb2.KubernetesKubeconfigResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetUsage(
