@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import tempfile
 import time
@@ -107,7 +108,7 @@ def _loads(client: Client, docker: Docker, folder: Path) -> list[Figure]:
     info = client.ssh_info(NAME)
     by_ssh = Docker(docker.program, folder / "ssh.sock", folder)
     tunnel = subprocess.Popen(
-        [*info.command.split(), "-N", "-L", f"{by_ssh.socket}:/var/run/docker.sock"]
+        [*shlex.split(info.command), "-N", "-L", f"{by_ssh.socket}:/var/run/docker.sock"]
     )
     try:
         deadline = time.monotonic() + 60
@@ -133,12 +134,10 @@ def _loads(client: Client, docker: Docker, folder: Path) -> list[Figure]:
 
 
 def _pages(client: Client, docker: Docker) -> list[Figure]:
-    """Hold a published port against a forward to a server that is in no container."""
+    """Hold a published port against a forward of QEMU's to the same port of the guest."""
     make = f"mkdir -p /srv/www; head -c {PAGE_BYTES} /dev/zero > /srv/www/page"
     output_of(client, NAME, "sh", "-c", make)
-    httpd = "/run/arcbox/bundle/bin/busybox httpd -p 8081 -h /srv/www"
-    output_of(client, NAME, "sh", "-c", httpd)
-    own = client.add_port(NAME, NewPort(guest_port=8081)).host_port
+    own = client.add_port(NAME, NewPort(guest_port=18090)).host_port
     serve = ("httpd", "-f", "-p", "80", "-h", "/www")
     docker("run", "-d", "--name", "pages", "-p", "18090:80", "-v", "/srv/www:/www", IMAGE, *serve)
     time.sleep(2)
