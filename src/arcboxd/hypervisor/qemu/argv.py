@@ -150,20 +150,15 @@ def build_argv(
     return argv
 
 
-def share_id(slot: ShareSlot) -> str:
-    """Name the device of a share, which is its tag."""
-    return slot.tag
-
-
 def share_device(slot: ShareSlot) -> dict[str, object]:
     """Describe the device that a share is plugged in as."""
     place = _FIRST_SHARE_PLACE + slot.number + SHARE_SLOTS * slot.readonly
     return {
         "driver": "virtio-9p-pci",
-        "id": share_id(slot),
+        "id": slot.tag,
         "bus": PLUG_BUS,
         "addr": f"{place:#x}",
-        "fsdev": share_id(slot),
+        "fsdev": slot.tag,
         "mount_tag": slot.tag,
     }
 
@@ -197,7 +192,7 @@ def _share_places(shares_fd: int) -> list[str]:
         # Owners and modes on the host are those of the user whom QEMU runs as.
         options = f"security_model=none,multidevs=remap,readonly={'on' if slot.readonly else 'off'}"
         path = f"/proc/self/fd/{shares_fd}/{slot.tag}"
-        argv += ["-fsdev", f"local,id={share_id(slot)},path={path},{options}"]
+        argv += ["-fsdev", f"local,id={slot.tag},path={path},{options}"]
     return argv
 
 

@@ -14,7 +14,6 @@ from arcboxd.hypervisor.qemu.argv import (
     disk_node,
     runtime_device,
     share_device,
-    share_id,
     share_slots,
 )
 from arcboxd.hypervisor.qemu.monitor import Monitor
@@ -68,7 +67,7 @@ async def unplug_share(monitor: Monitor, slot: ShareSlot, links: Path, timeout_s
         HypervisorError: QEMU refused it, or did not answer.
         TooLateError: The guest did not let go within ``timeout_s`` seconds.
     """
-    name = share_id(slot)
+    name = slot.tag
     if name in await devices(monitor):
         await monitor.execute("device_del", {"id": name})
         try:
@@ -87,7 +86,7 @@ async def shares(monitor: Monitor) -> tuple[ShareSlot, ...]:
         HypervisorError: The monitor does not answer.
     """
     found = await devices(monitor)
-    return tuple(slot for slot in share_slots() if share_id(slot) in found)
+    return tuple(slot for slot in share_slots() if slot.tag in found)
 
 
 async def devices(monitor: Monitor) -> frozenset[str]:
