@@ -12,7 +12,7 @@ import typer
 from arcboxd.cli import params, session, shape
 from arcboxd.cli.output import duration, print_json, print_table
 from arcboxd.cli.sizes import format_size
-from arcboxd.cli.template import KEY_DIGITS
+from arcboxd.cli.template import KEY_DIGITS, print_pruned
 from arcboxd.cli.usage import CliUsageError
 
 _HEADERS = (
@@ -141,14 +141,7 @@ def prune(ctx: typer.Context, as_json: params.Json = False) -> None:
     """
     with session.connect(ctx) as client:
         pruned = client.prune_images()
-    if as_json:
-        print_json(pruned)
-    elif pruned.keys:
-        for key in pruned.keys:
-            print(f"removed {key[:KEY_DIGITS]}")
-        print(f"freed {format_size(pruned.freed_bytes)}")
-    else:
-        print("nothing to remove")
+    print_pruned(pruned, as_json=as_json)
 
 
 def verify(ctx: typer.Context, images: _Images) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from arcboxd.cli import params, session
 from arcboxd.cli.output import duration, print_json, print_table
 from arcboxd.cli.sizes import format_size
 from arcboxd.cli.usage import CliUsageError
+
+if TYPE_CHECKING:
+    from arcboxd.client.views import Pruned
 
 KEY_DIGITS = 12
 """Of a key, for people; JSON has them all."""
@@ -80,6 +83,11 @@ def prune(ctx: typer.Context, as_json: params.Json = False) -> None:
     """
     with session.connect(ctx) as client:
         pruned = client.prune_templates()
+    print_pruned(pruned, as_json=as_json)
+
+
+def print_pruned(pruned: Pruned, *, as_json: bool) -> None:
+    """Print what was removed, of templates or of images."""
     if as_json:
         print_json(pruned)
     elif pruned.keys:
