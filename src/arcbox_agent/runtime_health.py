@@ -74,6 +74,7 @@ class Doctor:
         self._docker = Docker(layout.docker_socket)
         self._runc: tuple[str, Part] | None = None  # by the program's path
         self._own_versions: tuple[int, dict[str, str]] | None = None  # by the engine's pid
+        self._met = (0, 0)  # the pids of a dockerd and of the later containerd that it has found
 
     async def look(self) -> Health:
         """Ask every part at once. Takes as long as the deadline when one hangs."""
@@ -85,12 +86,31 @@ class Doctor:
         if is_own and peer is not None:
             return await self._look_at_own(peer, runc)
         versions = self._layout.versions()
+        part = self._part("dockerd", peer is not None, versions, self._layout.docker_socket)
+        if containerd and peer is not None and not await self._have_met():
+            part = Part(
+                name="dockerd", status=NOT_READY, detail="has not found the new containerd yet"
+            )
         return Health(
             self._part("containerd", containerd, versions, self._layout.containerd_socket),
-            self._part("dockerd", peer is not None, versions, self._layout.docker_socket),
+            part,
             runc,
             is_own=False,
         )
+
+    async def _have_met(self) -> bool:
+        """Say whether dockerd has found a containerd that began after it.
+
+        It looks every few seconds. Until then it answers, but neither starts nor ends containers,
+        and does not hear of those that end.
+        """
+        containerd, dockerd = self._supervisor.find("containerd"), self._supervisor.find("dockerd")
+        if containerd is None or dockerd is None or containerd.began < dockerd.began:
+            return True
+        pids = (dockerd.pid, containerd.pid)
+        if self._met != pids and "containerd" in await self._ask_versions():
+            self._met = pids
+        return self._met == pids
 
     async def docker_pid(self) -> int | None:
         """Say which process answers at Docker's socket; None when none does in time."""

@@ -56,7 +56,12 @@ def sources_digest() -> str:
 
 
 async def build_agent_disk(
-    runtime: Path, busybox: Path, target: Path, step: Callable[[str], None]
+    runtime: Path,
+    busybox: Path,
+    target: Path,
+    *,
+    interpreter: Path | None,
+    step: Callable[[str], None],
 ) -> None:
     """Make ``agent.img`` in ``target``.
 
@@ -64,6 +69,7 @@ async def build_agent_disk(
         runtime: What `python_runtime.build_runtime` made.
         busybox: A static busybox.
         target: An empty directory; also used for scratch.
+        interpreter: A runtime for the host's architecture, if the bundle is for another.
         step: Called with a phrase before each step.
 
     Raises:
@@ -74,7 +80,7 @@ async def build_agent_disk(
     await asyncio.to_thread(_gather, runtime, busybox, tree)
     site = tree / "python" / "site"
     for package in ("arcboxd", "arcbox_agent"):
-        await compile_tree(tree, site / package)
+        await compile_tree(interpreter or tree, tree, site / package)
     await make_erofs(tree, target / "agent.img")
     await asyncio.to_thread(shutil.rmtree, tree)
 

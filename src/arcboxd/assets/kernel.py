@@ -20,7 +20,7 @@ from arcboxd.assets.initramfs import (
 )
 from arcboxd.assets.mirror import DEBIAN_ARCHES
 from arcboxd.assets.modules import ModuleIndex, early_modules, read_index
-from arcboxd.assets.vmlinux import extract_vmlinux, is_elf
+from arcboxd.assets.vmlinux import extract_image, extract_vmlinux, is_elf
 from arcboxd.errors import AssetBuildError
 from arcboxd.process import CommandError, run
 
@@ -33,12 +33,13 @@ RECIPE = "1"
 _SQUASHFS = ("-comp", "zstd", "-Xcompression-level", "3")
 
 DEPMOD_PACKAGES = ("kmod", "libkmod2", "libzstd1", "liblzma5", "libssl3", "libc6")
-"""depmod and its libraries; run with its own loader, so the host needs none of them."""
+"""depmod and its libraries, of the host's architecture whatever the kernel's is; run with its own
+loader, so the host needs none of them."""
 
 
 def kernel_packages(arch: str) -> tuple[str, ...]:
-    """Name what to resolve: the newest full kernel (not "cloud", which lacks 9p) and depmod."""
-    return (f"linux-image-{DEBIAN_ARCHES[arch]}", *DEPMOD_PACKAGES)
+    """Name what to resolve: the newest full kernel (not "cloud", which lacks 9p)."""
+    return (f"linux-image-{DEBIAN_ARCHES[arch]}",)
 
 
 def kernel_image_package(packages: Mapping[str, Package], arch: str) -> Package:
@@ -61,8 +62,8 @@ async def build_kernel(
 
     Args:
         kernel: The kernel's package.
-        depmod: The packages of `DEPMOD_PACKAGES`.
-        arch: The architecture.
+        depmod: The packages of `DEPMOD_PACKAGES`, of the host's architecture.
+        arch: The kernel's architecture.
         target: An empty directory; also used for scratch.
         step: Called with a phrase before each step.
 
@@ -82,7 +83,7 @@ async def build_kernel(
     version = versions[0]
     tree = modules / version
     image = scratch / "root" / "boot" / f"vmlinuz-{version}"
-    await asyncio.to_thread(_write_elf, image, target / "vmlinux", arch)
+    await asyncio.to_thread(_write_kernel, image, target / "vmlinux", arch)
 
     step("indexing the kernel's modules")
     await unpack(depmod, scratch / "kmod")
@@ -125,10 +126,10 @@ def select_early(index: ModuleIndex, version: str, arch: str) -> EarlyModules:
     return EarlyModules(version, *(tuple(names) for names in lists))
 
 
-def _write_elf(image: Path, target: Path, arch: str) -> None:
+def _write_kernel(image: Path, target: Path, arch: str) -> None:
     data = image.read_bytes()
-    # arm64's QEMU boots Debian's image as it is.
-    target.write_bytes(data if arch != "x86_64" or is_elf(data) else extract_vmlinux(data))
+    unpack_image = {"x86_64": extract_vmlinux, "aarch64": extract_image}[arch]
+    target.write_bytes(data if is_elf(data) else unpack_image(data))
 
 
 async def _depmod(kmod: Path, modules: Path, version: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from arcboxd.domain.image import ARCH_ALIASES
 from arcboxd.errors import MissingToolError, PreconditionError
 from arcboxd.process import run, tool
 
@@ -19,6 +21,11 @@ _CODENAMES = ("bookworm", "trixie", "forky", "sid", "bullseye")
 
 DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 """Our names of architectures (the kernel's), and Debian's."""
+
+def host_arch() -> str:
+    """Name the host's own architecture, as the kernel does: what it builds with is of that one."""
+    return ARCH_ALIASES.get(platform.machine(), platform.machine())
+
 
 _HINT = "set ARCBOX_DEBIAN_MIRROR and ARCBOX_DEBIAN_SECURITY_MIRROR to the address of a mirror"
 

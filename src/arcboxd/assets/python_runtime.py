@@ -55,7 +55,13 @@ _UNUSED_EXTENSIONS = frozenset(_UNUSED_EXTENSION_NAMES.split())
 
 
 async def build_runtime(
-    packages: Sequence[Path], lock: Path, target: Path, step: Callable[[str], None]
+    packages: Sequence[Path],
+    lock: Path,
+    arch: str,
+    target: Path,
+    *,
+    interpreter: Path | None,
+    step: Callable[[str], None],
 ) -> None:
     """Make the part of the bundle that does not depend on our code.
 
@@ -66,7 +72,10 @@ async def build_runtime(
     Args:
         packages: Files of `PACKAGES`.
         lock: Requirements with hashes, for ``python/site``.
+        arch: The packages' architecture.
         target: An empty directory; also used for scratch.
+        interpreter: What this made for the host's architecture, if that is another: compiled files
+            are the same for all.
         step: Called with a phrase before each step.
 
     Raises:
@@ -78,10 +87,10 @@ async def build_runtime(
     await unpack(packages, scratch)
     await asyncio.to_thread(_arrange, scratch, target)
     step("fetching the agent's Python packages")
-    await install_requirements(lock, target / "python" / "site")
+    await install_requirements(lock, target / "python" / "site", arch)
     await asyncio.to_thread(_copy_libraries, scratch, target)
     step("compiling Python for the agent")
-    await compile_tree(target, target / "python")
+    await compile_tree(interpreter or target, target, target / "python")
     await asyncio.to_thread(shutil.rmtree, scratch)
 
 
@@ -131,7 +140,7 @@ def _copy_libraries(scratch: Path, target: Path) -> None:
     (target / "loader").write_text(loaders[0] + "\n")
 
 
-async def install_requirements(lock: Path, site: Path) -> None:
+async def install_requirements(lock: Path, site: Path, arch: str) -> None:
     """Install wheels for the bundle's Python, none of whose code is run.
 
     Raises:
@@ -147,7 +156,7 @@ async def install_requirements(lock: Path, site: Path) -> None:
     argv += ["--no-input", "--no-deps", "--no-compile", "--no-warn-script-location"]
     argv += ["--require-hashes", "--only-binary=:all:", "--target", str(site), "-r", str(lock)]
     argv += ["--implementation=cp", "--python-version=3.11", "--abi=cp311", "--abi=abi3"]
-    argv += ["--abi=none", *(f"--platform=manylinux{v}_x86_64" for v in ("2014", "_2_28", "_2_17"))]
+    argv += ["--abi=none", *(f"--platform=manylinux{v}_{arch}" for v in ("2014", "_2_28", "_2_17"))]
     try:
         await run(argv, timeout_s=600)
     except CommandError as error:
@@ -157,17 +166,22 @@ async def install_requirements(lock: Path, site: Path) -> None:
         ) from error
 
 
-async def compile_tree(bundle: Path, tree: Path) -> None:
+async def compile_tree(interpreter: Path, bundle: Path, tree: Path) -> None:
     """Replace all source below ``tree`` by compiled files without source beside it.
 
     Such files are found with fewer look-ups than ``__pycache__`` and are never checked for age.
 
+    Args:
+        interpreter: A directory that `build_runtime` made, for the host's architecture.
+        bundle: What guests have as their bundle.
+        tree: A directory of it.
+
     Raises:
         AssetBuildError: Something does not compile.
     """
-    loader = (bundle / "loader").read_text().strip()
-    lib = bundle / "lib"
-    python = [str(lib / loader), "--library-path", str(lib), str(bundle / "bin" / "python3")]
+    loader = (interpreter / "loader").read_text().strip()
+    lib = interpreter / "lib"
+    python = [str(lib / loader), "--library-path", str(lib), str(interpreter / "bin" / "python3")]
     # -OO: without docstrings there is less to read in and no assertion to run.
     options = ["-I", "-S", "-OO", "-m", "compileall", "-q", "-b", "-j0"]
     options += [
