@@ -21,8 +21,10 @@ NAMES = (
     "memory",
     "many",
     "clones",
+    "create",
     "calls",
     "docker",
+    "kubernetes",
 )
 PLOTS = "plots"
 LIMIT_S = 3600.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from arcboxd.assets.mirror import host_arch
 from arcboxd.assets.store import AssetStore
 from arcboxd.client.client import Client
 from arcboxd.client.daemon import connect, stop_daemon
@@ -24,7 +24,8 @@ from arcboxd.client.lock import owner_pid
 from arcboxd.errors import ArcboxError, TooLateError
 from arcboxd.hypervisor.base import Accelerator
 from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
-from arcboxd.hypervisor.qemu.argv import kernel_cmdline, program
+from arcboxd.hypervisor.qemu.argv import kernel_cmdline
+from arcboxd.hypervisor.qemu.platforms import platform_of
 from arcboxd.paths import Paths
 from arcboxd.settings import MIB
 
@@ -58,7 +59,7 @@ class Floor:
             ArcboxError: They cannot be built.
         """
         store = AssetStore(Paths.of())
-        kernel, initramfs = asyncio.run(store.floor(platform.machine(), _say_step))
+        kernel, initramfs = asyncio.run(store.floor(host_arch(), _say_step))
         setting = os.environ.get("ARCBOX_ACCELERATOR", "auto")
         return cls(kernel, initramfs, choose_accelerator(setting))
 
@@ -68,17 +69,19 @@ class Floor:
         Args:
             our_options: Give the kernel the options that machines have, for a lower floor.
         """
-        plain = "console=ttyS0 quiet no_timer_check"
+        of = platform_of(host_arch())
+        plain = f"{of.cmdline.split()[0]} quiet no_timer_check"
+        our_own = kernel_cmdline(host_arch(), self.accelerator)
         kvm = self.accelerator.name == "kvm"
         began = time.perf_counter()
         with subprocess.Popen(
             [
-                *(program(platform.machine()), "-machine", "q35"),
-                *("-accel", "kvm" if kvm else "tcg,thread=multi", "-cpu", "host" if kvm else "max"),
+                *(of.program, "-machine", of.board, "-accel", self.accelerator.name),
+                *("-cpu", "host" if kvm else of.emulated_cpu),
                 *("-smp", str(CPUS), "-m", str(MEMORY_BYTES // MIB)),
                 *("-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"),
                 *("-kernel", str(self._kernel), "-initrd", str(self._initramfs)),
-                *("-append", kernel_cmdline(self.accelerator) if our_options else plain),
+                *("-append", our_own if our_options else plain),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from arcboxd.assets.mirror import host_arch
 from arcboxd.hypervisor.base import Accelerator
-from arcboxd.hypervisor.qemu.argv import program
+from arcboxd.hypervisor.qemu.platforms import platform_of
 from arcboxd.settings import MIB, host_cpus, host_memory_bytes
 from bench.figures import Figure, Spread, Wanted
 
@@ -94,7 +95,7 @@ def load(name: str) -> dict[str, Figure]:
 def facts(accelerator: Accelerator) -> dict[str, object]:
     """Tell when, of what and where a result is; nothing that names the host."""
     output = subprocess.run(
-        [program(platform.machine()), "--version"], capture_output=True, text=True, check=True
+        [platform_of(host_arch()).program, "--version"], capture_output=True, text=True, check=True
     )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -17,6 +17,7 @@ class Cluster:
     text: str = ""
     running: bool = False
     asked: list[str] = field(default_factory=list)
+    addresses: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)

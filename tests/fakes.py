@@ -199,6 +199,7 @@ class FakeVm:
             data_disks=tuple(disk.name for disk in config.data_disks),
             balloon=config.balloon,
             runtime_disk=config.runtime_disk,
+            kubernetes_disk=config.kubernetes_disk,
             pluggable=config.pluggable,
         )
 
@@ -220,6 +221,10 @@ class FakeVm:
     async def plug_runtime(self, disk: Path) -> None:
         config = self._world.launched[self.name]
         self._world.launched[self.name] = replace(config, runtime_disk=disk)
+
+    async def plug_kubernetes(self, disk: Path) -> None:
+        config = self._world.launched[self.name]
+        self._world.launched[self.name] = replace(config, kubernetes_disk=disk)
 
     async def plug_share(self, slot: ShareSlot, directory: Path) -> None:
         if not self._world.monitor_answers:
@@ -284,6 +289,9 @@ class FakeHypervisor:
     def __init__(self, world: World) -> None:
         self._world = world
         self.accelerator = Accelerator("tcg", "it is a fake", 1.0)
+
+    def accelerator_for(self, _arch: str) -> Accelerator:
+        return self.accelerator
 
     async def fingerprint(self, config: VmConfig) -> str:
         parts = (config.assets.key, config.cpus, config.memory_bytes, config.runtime_disk)
@@ -456,6 +464,10 @@ class FakeAgent:
     async def start_kubernetes(self, timeout_s: float) -> KubernetesStatus:
         self._check()
         return self._world.cluster.start()
+
+    async def set_kubernetes_address(self, endpoint: str, context: str) -> None:
+        self._check()
+        self._world.cluster.addresses[self._name] = (endpoint, context)
 
     async def stop_kubernetes(self, timeout_s: float) -> KubernetesStopped:
         self._check()

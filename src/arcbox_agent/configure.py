@@ -143,6 +143,8 @@ def _steps(
     if request.hostname:
         yield "set the hostname", lambda: _set_hostname(kernel, root, request.hostname, write)
     if request.machine_id:
+        if not in_clone and files.read(f"{root}/etc/machine-id").strip() != request.machine_id:
+            yield "leave missing disks out of fstab", lambda: _adapt_fstab(kernel, root)
         yield "set the machine id", lambda: _set_machine_id(root, request.machine_id, write)
     if request.ssh_host_keys:
         yield "set the SSH host keys", lambda: _set_host_keys(kernel, root, request, write)
@@ -235,6 +237,15 @@ def _set_machine_id(root: str, machine_id: str, write: _Write) -> None:
     dbus = f"{root}/var/lib/dbus/machine-id"
     if os.path.isfile(dbus) and not os.path.islink(dbus):  # a copy; mostly it is a link
         write(dbus, f"{machine_id}\n")
+
+
+def _adapt_fstab(kernel: Kernel, root: str) -> None:
+    """Do so once, before a machine's first init: whatever it has later is its user's."""
+    path = f"{root}/etc/fstab"
+    if text := files.read(path):
+        from arcbox_agent.fstab import without_missing
+
+        files.write(path, without_missing(text, kernel.has_disk))
 
 
 def _set_host_keys(

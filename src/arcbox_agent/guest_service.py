@@ -83,6 +83,17 @@ class GuestService:
 
         return await mmap_read.read(request)
 
+    async def SetKubernetesAddress(
+        self, request: guest_pb2.SetKubernetesAddressRequest
+    ) -> guest_pb2.SetKubernetesAddressResponse:
+        """Keep where the host reaches the cluster."""
+        from arcbox_agent.kubernetes_layout import Layout, write_address
+        from arcbox_agent.runtime_config import Layout as RuntimeLayout
+
+        layout = Layout(RuntimeLayout(self._root))
+        write_address(layout, request.endpoint, request.context)
+        return guest_pb2.SetKubernetesAddressResponse()
+
     async def Mount(self, request: guest_pb2.MountRequest) -> guest_pb2.MountResponse:
         """Mount a directory of the host."""
         await self._kernel.mount_share(request, self._cgroups)

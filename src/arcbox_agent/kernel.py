@@ -67,6 +67,12 @@ class Kernel:
 
         await configure(address, gateway, mac, only_mac=only_mac)
 
+    def has_disk(self, name: str) -> bool:
+        """Tell whether there is a disk that fstab(5) would call so."""
+        from arcbox_agent.fstab import has_disk
+
+        return has_disk(name)
+
     def grow_root(self) -> None:
         """Grow the root filesystem to its device. Blocks: for a thread."""
         from arcbox_agent.disk import grow_root
@@ -85,11 +91,11 @@ class Kernel:
 
         await unmount(request)
 
-    async def shut_down(self, grace_s: float) -> None:
-        """End all processes in order and power off."""
+    async def shut_down(self, grace_s: float, *, restart: bool = False) -> None:
+        """End all processes in order and power off, or begin anew."""
         from arcbox_agent.shutdown import LinuxSystem, shut_down
 
-        await shut_down(LinuxSystem(), grace_s)
+        await shut_down(LinuxSystem(restart=restart), grace_s)
 
     def system(self, cgroups: Cgroups) -> System:
         """Give what Settle brings to rest."""
@@ -131,6 +137,10 @@ class NoKernel(Kernel):
     ) -> None:
         """Leave the network."""
 
+    def has_disk(self, _name: str) -> bool:
+        """Say that there is one."""
+        return True
+
     def grow_root(self) -> None:
         """Leave the disk."""
 
@@ -140,7 +150,7 @@ class NoKernel(Kernel):
     async def unmount_share(self, request: guest_pb2.UnmountRequest) -> None:
         """Leave the tree."""
 
-    async def shut_down(self, grace_s: float) -> None:
+    async def shut_down(self, grace_s: float, *, restart: bool = False) -> None:
         """Go on."""
 
     def system(self, cgroups: Cgroups) -> System:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from arcbox_agent import VERSION, forker
@@ -119,7 +120,9 @@ async def _serve(options: Options) -> None:
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     loop.add_signal_handler(signal.SIGINT, ended.set)
+    # From `supervise`, for an image that has no init.
     loop.add_signal_handler(signal.SIGUSR1, agent.begin_shutdown, 0.0)
+    loop.add_signal_handler(signal.SIGUSR2, partial(agent.begin_shutdown, 0.0, restart=True))
     loop.call_soon(agent.take_over_services)
     loop.call_later(_WARM_UP_S, cgroups.prepare)
     if forker.current is not None:

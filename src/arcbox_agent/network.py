@@ -29,6 +29,7 @@ _IFF_UP = 0x1
 _RTF_UP_GATEWAY = 0x3
 _ETHERNET = "1"
 _ARPHRD_ETHER = 1
+_ETHERTYPE_IP, _ETHERTYPE_ARP = 0x0800, 0x0806
 _MAX_PREFIX = 32
 _WAIT_S = 1.0
 _POLL_S = 0.02
@@ -55,16 +56,20 @@ async def configure(address: str, gateway: str, mac: str, *, only_mac: bool = Fa
         if not address and not mac:
             return
         card = _known_card if only_mac and _known_card else await _wait_for_card()
-        kept = not mac or _set_mac(control, card, bytes.fromhex(mac.replace(":", "")))
-        if not address or (only_mac and kept):
+        packed_mac = bytes.fromhex(mac.replace(":", ""))
+        changed, kept = _set_mac(control, card, packed_mac) if mac else (False, True)
+        if not address:
             return
         own, mask = parse_cidr(address)
-        if _address(control, card) != own:
-            _set(control, _SIOCSIFADDR, card, own)
-            _set(control, _SIOCSIFNETMASK, card, mask)
-        _bring(control, card, up=True)
-        if gateway:
-            _add_default_route(control, parse_address(gateway))
+        if not only_mac or not kept:
+            if _address(control, card) != own:
+                _set(control, _SIOCSIFADDR, card, own)
+                _set(control, _SIOCSIFNETMASK, card, mask)
+            _bring(control, card, up=True)
+            if gateway:
+                _add_default_route(control, parse_address(gateway))
+        if changed:
+            _announce(card, packed_mac, own)
 
 
 def parse_cidr(text: str) -> tuple[bytes, bytes]:
@@ -132,11 +137,25 @@ def _address(control: socket.socket, card: str) -> bytes:
     return answer[20:24]
 
 
-def _set_mac(control: socket.socket, card: str, mac: bytes) -> bool:
-    """Set the card's own address, unless it is that; say whether the card has kept its routes."""
+def _announce(card: str, mac: bytes, address: bytes) -> None:
+    """Tell the network that an address is ours.
+
+    A clone that is slow to begin has been announced by QEMU under the template's card, and nothing
+    would come through to this one until it says something by itself. See RFC 5227, section 3.
+    """
+    everybody, nobody = b"\xff" * 6, bytes(6)
+    request = struct.pack("!HHBBH", _ARPHRD_ETHER, _ETHERTYPE_IP, 6, 4, 1)
+    packet = request + mac + address + nobody + address
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as link:
+        link.bind((card, _ETHERTYPE_ARP))
+        link.send(everybody + mac + struct.pack("!H", _ETHERTYPE_ARP) + packet)
+
+
+def _set_mac(control: socket.socket, card: str, mac: bytes) -> tuple[bool, bool]:
+    """Set the card's own address; say whether that changed it, and whether it kept its routes."""
     answer = fcntl.ioctl(control, _SIOCGIFHWADDR, _name(card) + bytes(24))
     if answer[18:24] == mac:
-        return True
+        return False, True
     request = _name(card) + struct.pack("=H6s16x", _ARPHRD_ETHER, mac)
     try:
         fcntl.ioctl(control, _SIOCSIFHWADDR, request)  # virtio's takes it while it is up
@@ -146,8 +165,8 @@ def _set_mac(control: socket.socket, card: str, mac: bytes) -> bool:
         _bring(control, card, up=False)
         fcntl.ioctl(control, _SIOCSIFHWADDR, request)
         _bring(control, card, up=True)
-        return False
-    return True
+        return True, False
+    return True, True
 
 
 def _bring(control: socket.socket, card: str, *, up: bool) -> None:

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from arcbox_agent import runtime_config as config
-from arcbox_agent.runtime_health import Doctor, Health
+from arcbox_agent.runtime_health import Doctor, Health, describe_failure
 from arcbox_agent.runtime_system import prepare_files
 from arcboxd.errors import ArcboxError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
@@ -64,7 +64,7 @@ class Runtime:
         """
         self.layout = config.Layout(root)
         self.supervisor = supervisor
-        self._system = system
+        self.system = system
         self._watch = watch
         self._user = user
         self._doctor = Doctor(self.layout, supervisor, system)
@@ -106,18 +106,6 @@ class Runtime:
             services=health.parts,
         )
 
-    async def enable_cri(self) -> None:
-        """Let containerd serve Kubernetes too, until the next boot; restarts it where that is new.
-
-        Idempotent. Containers run on meanwhile.
-
-        Raises:
-            OSError: The configuration cannot be written.
-        """
-        if config.write_containerd_config(self.layout, cri=True):
-            await self.supervisor.stop("containerd")
-            self.supervisor.start(config.containerd_service(self.layout))
-
     async def shut_down(self, grace_s: float) -> None:
         """Stop containers and daemons in order, within the grace; nothing is started after that.
 
@@ -154,7 +142,7 @@ class Runtime:
 
     async def _start_own(self) -> bool:
         """Start the distribution's own engine; say whether it has one that works."""
-        trouble = await self._system.start_own_docker()
+        trouble = await self.system.start_own_docker()
         if trouble is None:
             return False
         loop = asyncio.get_running_loop()
@@ -174,11 +162,11 @@ class Runtime:
         (T) Most of what either takes is its own program's start.
         """
         await self._find_bundle()
-        await self._system.wait_for_root()
+        await self.system.wait_for_root()
         prepare_files(self.layout.root, self._user())
         config.write_docker_config(self.layout)
         modprobe = f"{self.layout.bin}/modprobe"
-        self._system.prepare(modprobe)
+        self.system.prepare(modprobe)
         preparing = asyncio.ensure_future(self._prepare_for_docker(modprobe))
         try:
             containerd = await self._begin_containerd()
@@ -192,7 +180,7 @@ class Runtime:
 
     async def _find_bundle(self) -> None:
         """Mount the bundle's disk, which the host may have to plug in first, or even to build."""
-        if self.layout.has_bundle or self._system.mount_bundle(self.layout.bundle):
+        if self.layout.has_bundle or self.system.mount_bundle("runtime", self.layout.bundle):
             return
         wanted = guest_pb2.GuestEvent(runtime_wanted=guest_pb2.RuntimeWanted())
         if not await self._watch.tell(wanted):
@@ -203,7 +191,7 @@ class Runtime:
             )
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _DISK_S
-        while not self._system.mount_bundle(self.layout.bundle):
+        while not self.system.mount_bundle("runtime", self.layout.bundle):
             if loop.time() > deadline:
                 raise RuntimeFailedError(
                     f"The disk with the container runtime did not come within {_DISK_S:g} s.",
@@ -213,13 +201,13 @@ class Runtime:
 
     async def _prepare_for_docker(self, modprobe: str) -> None:
         """Load modules, and wait until the system is set up, side by side."""
-        await asyncio.gather(self._system.load_modules(modprobe), self._system.wait_booted())
+        await asyncio.gather(self.system.load_modules(modprobe), self.system.wait_booted())
 
     async def _begin_containerd(self) -> Unit | None:
         """Start containerd; None when the distribution's own serves: the two would fight."""
         if self.supervisor.find("containerd") is None and await self._doctor.containerd_serves():
             return None
-        config.write_containerd_config(self.layout, cri=config.has_cri(self.layout))
+        config.write_containerd_config(self.layout)
         return self.supervisor.start(config.containerd_service(self.layout))
 
     async def _docker_answers(self) -> bool:
@@ -232,10 +220,10 @@ class Runtime:
         began = loop.time()
         while not await answers():
             if unit.deaths - deaths >= _MAX_DEATHS:
-                trouble = self._doctor.describe_failure(unit, _LOG_LINES)
+                trouble = describe_failure(unit, _LOG_LINES)
                 raise RuntimeFailedError(f"{name} does not start: it {trouble}")
             if loop.time() - began > _START_S:
-                trouble = self._doctor.describe_failure(unit, _LOG_LINES)
+                trouble = describe_failure(unit, _LOG_LINES)
                 raise RuntimeFailedError(f"{name} does not answer after {_START_S:g} s: {trouble}")
             await asyncio.sleep(_POLL_S)
         _log.info("%s answered after %.2f s", name, loop.time() - began)

@@ -26,8 +26,8 @@ _CERTIFICATES = (
 )
 """Where Go looks for them (crypto/x509/root_linux.go)."""
 
-_CRI = "io.containerd.grpc.v1.cri"
-_UNUSED_PLUGINS = (
+CRI_PLUGIN = "io.containerd.grpc.v1.cri"
+UNUSED_PLUGINS = (
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",
     "io.containerd.snapshotter.v1.btrfs",
@@ -37,10 +37,10 @@ _UNUSED_PLUGINS = (
     "io.containerd.internal.v1.tracing",
     "io.containerd.tracing.processor.v1.otlp",
 )
-_UNUSED_WITHOUT_CRI = (_CRI, "io.containerd.nri.v1.nri", "io.containerd.monitor.v1.cgroups")
+_UNUSED_BY_DOCKER = (CRI_PLUGIN, "io.containerd.nri.v1.nri", "io.containerd.monitor.v1.cgroups")
 
 # Containers inherit the limits, which are process 1's and small where init raises none.
-_PRELUDE = "ulimit -n 1048576; ulimit -u unlimited; ulimit -c unlimited"
+PRELUDE = "ulimit -n 1048576; ulimit -u unlimited; ulimit -c unlimited"
 
 
 class Layout:
@@ -91,54 +91,35 @@ def containerd_service(layout: Layout) -> Service:
     """Say how containerd is run."""
     argv = [f"{layout.bin}/containerd", "--config", layout.containerd_config]
     log = f"{layout.logs}/containerd.log"
-    return Service("containerd", argv, environment(layout), log, _PRELUDE)
+    return Service("containerd", argv, environment(layout), log, PRELUDE)
 
 
 def dockerd_service(layout: Layout) -> Service:
     """Say how dockerd is run."""
     argv = [f"{layout.bin}/dockerd", "--config-file", layout.docker_config]
     log = f"{layout.logs}/dockerd.log"
-    return Service("dockerd", argv, environment(layout), log, _PRELUDE)
+    return Service("dockerd", argv, environment(layout), log, PRELUDE)
 
 
-def write_containerd_config(layout: Layout, *, cri: bool) -> bool:
+def write_containerd_config(layout: Layout) -> bool:
     """Write containerd's configuration; say if it changed.
-
-    Args:
-        layout: Where.
-        cri: With the plugin that Kubernetes asks; Docker needs none, and starts sooner without.
 
     Raises:
         OSError: It cannot be written.
     """
-    unused = _UNUSED_PLUGINS if cri else (*_UNUSED_PLUGINS, *_UNUSED_WITHOUT_CRI)
+    import json
+
     lines = [
         "version = 2",
         f'root = "{layout.root}/var/lib/containerd"',
         f'state = "{layout.root}/run/containerd"',
         "oom_score = -999",
-        f"disabled_plugins = [{', '.join(_quote(name) for name in unused)}]",
+        # Docker does without them, and starts sooner.
+        f"disabled_plugins = {json.dumps(UNUSED_PLUGINS + _UNUSED_BY_DOCKER)}",
         "[grpc]",
-        f"  address = {_quote(layout.containerd_socket)}",
+        f'  address = "{layout.containerd_socket}"',
     ]
-    if cri:
-        lines += [
-            f'[plugins."{_CRI}".cni]',
-            f"  bin_dir = {_quote(f'{layout.bundle}/cni')}",
-            '  conf_dir = "/etc/cni/net.d"',
-            f'[plugins."{_CRI}".containerd.runtimes.runc]',
-            '  runtime_type = "io.containerd.runc.v2"',
-        ]
     return files.write(layout.containerd_config, "\n".join(lines) + "\n")
-
-
-def has_cri(layout: Layout) -> bool:
-    """Say whether containerd's configuration has the plugin that Kubernetes asks."""
-    return f'[plugins."{_CRI}".cni]' in files.read(layout.containerd_config)
-
-
-def _quote(text: str) -> str:
-    return f'"{text}"'
 
 
 def write_docker_config(layout: Layout, **changes: object) -> bool:

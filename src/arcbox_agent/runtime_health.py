@@ -130,15 +130,7 @@ class Doctor:
             return Part(name=name, status=NOT_READY, detail="not started")
         if unit.pid:
             return Part(name=name, status=NOT_READY, detail=_silence(unit))
-        return Part(name=name, status=ERROR, detail=self.describe_failure(unit, 5))
-
-    def describe_failure(self, unit: Unit, line_count: int) -> str:
-        """Say how a service ended, with the last lines of its log."""
-        from arcbox_agent.service_log import tail  # noqa: PLC0415  only when something failed
-
-        lines = tail(unit.service.log, line_count)
-        log = f"; the end of its log:\n{lines}" if lines else "; its log is empty"
-        return (unit.failure or "has ended") + log
+        return Part(name=name, status=ERROR, detail=describe_failure(unit, 5))
 
     async def _look_at_runc(self) -> Part:
         folders = [self._layout.bin, *DEFAULT_PATH.split(":")]
@@ -187,6 +179,15 @@ class Doctor:
             for each in components or []
             if isinstance(each, dict)
         }
+
+
+def describe_failure(unit: Unit, line_count: int) -> str:
+    """Say how a service ended, with the last lines of its log."""
+    from arcbox_agent.service_log import tail  # noqa: PLC0415  only when something failed
+
+    lines = tail(unit.service.log, line_count)
+    log = f"; the end of its log:\n{lines}" if lines else "; its log is empty"
+    return (unit.failure or "has ended") + log
 
 
 def _silence(unit: Unit) -> str:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from arcbox_agent.cgroup import Cgroups
 
-_SERIAL = "runtime"
 _POLL_S = 0.1
 _BOOT_S = 180.0
 _START_S = 120.0
@@ -46,13 +45,13 @@ class RuntimeSystem:
         self._cgroups = cgroups
         self._booted = False
 
-    def mount_bundle(self, target: str) -> bool:
-        """Mount the bundle's disk; False when the machine has no such disk.
+    def mount_bundle(self, serial: str, target: str) -> bool:
+        """Mount a disk with programs; False when the machine has no such disk.
 
         Raises:
             OSError: The kernel refused.
         """
-        device = find_disk("/sys/block", _SERIAL)
+        device = find_disk("/sys/block", serial)
         if not device:
             return False
         from arcbox_agent.syscalls import mount
@@ -91,6 +90,16 @@ class RuntimeSystem:
         from arcbox_agent.kernel_modules import load_modules
 
         await load_modules(modprobe, self._cgroups)
+
+    def forward_packets(self) -> None:
+        """Let packets pass from pods to others, and through the rules on bridges."""
+        from arcbox_agent import kernel_modules
+
+        for path in ("ipv4/ip_forward", "bridge/bridge-nf-call-iptables"):
+            try:
+                kernel_modules.set_sysctl(f"/proc/sys/net/{path}", "1")
+            except OSError as error:
+                _log.warning("could not set net/%s: %s", path, error)
 
     async def wait_booted(self) -> None:
         """Wait until init has set the system up, so that a firewall's rules come before Docker's.
@@ -159,7 +168,7 @@ class RuntimeSystem:
 class NoRuntimeSystem(RuntimeSystem):
     """Changes nothing, and has neither disk nor engine."""
 
-    def mount_bundle(self, target: str) -> bool:  # noqa: ARG002  nothing is mounted
+    def mount_bundle(self, serial: str, target: str) -> bool:  # noqa: ARG002  nothing is mounted
         """Find no disk."""
         return False
 
@@ -171,6 +180,9 @@ class NoRuntimeSystem(RuntimeSystem):
 
     async def load_modules(self, modprobe: str) -> None:
         """Load nothing."""
+
+    def forward_packets(self) -> None:
+        """Leave the kernel as it is."""
 
     async def wait_booted(self) -> None:
         """Go on."""

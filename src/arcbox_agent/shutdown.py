@@ -38,13 +38,13 @@ class System(Protocol):
         """Signal every process but init and this one."""
 
     def others_alive(self) -> bool:
-        """Whether any process but kernel threads, init and this one is left."""
+        """Whether any process is left but kernel threads, init and what runs from the bundle."""
 
     def settle_disks(self) -> None:
         """Write everything to the disks, and make read-only what can be."""
 
     def power_off(self) -> None:
-        """Switch off."""
+        """Switch off, or begin anew if that was asked for."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -87,6 +87,10 @@ async def _all_ended(system: System, wait_s: float) -> bool:
 class LinuxSystem:
     """The machine that the agent runs in."""
 
+    def __init__(self, *, restart: bool = False) -> None:
+        """End it, or let it begin anew, which is only for a machine without an init."""
+        self._restart = restart
+
     def ask_init(self) -> bool:
         """Ask whichever init is process 1, in the way that it understands.
 
@@ -116,16 +120,20 @@ class LinuxSystem:
 
     def signal_all(self, number: int) -> None:
         """Signal every process but init and this one."""
+        # What restarts the agent passes the signal on to it as it ends.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             os.kill(-1, number)
         except ProcessLookupError:
             _log.debug("there is no other process")
 
     def others_alive(self) -> bool:
-        """Whether any process but kernel threads, init and this one is left."""
-        ours = (1, os.getpid())
+        """Whether any process is left but kernel threads, init and what runs from the bundle."""
         return any(
-            not each.is_kernel_thread and each.pid not in ours and each.state not in "ZX"
+            not each.is_kernel_thread
+            and each.pid != 1
+            and each.state not in "ZX"
+            and not _is_ours(each.pid)
             for each in list_processes()
         )
 
@@ -144,11 +152,24 @@ class LinuxSystem:
         os.sync()
 
     def power_off(self) -> None:
-        """Switch off."""
-        from arcbox_agent.syscalls import power_off
+        """Switch off, or begin anew."""
+        from arcbox_agent.syscalls import power_off, restart
 
+        if self._restart:
+            restart()
         power_off()
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process runs from the bundle, as the agent does, or is gone.
+
+    The bundle's `supervise` has one that it starts again whenever it ends.
+    """
+    try:
+        return os.readlink(f"/proc/{pid}/exe").startswith(_BUNDLE)
+    except OSError:
+        return True

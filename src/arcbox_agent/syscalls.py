@@ -16,7 +16,9 @@ MS_RDONLY = 1
 _MS_REMOUNT = 32
 _MS_BIND = 4096
 _UMOUNT_NOFOLLOW = 8
+_MNT_DETACH = 2
 _RB_POWER_OFF = 0x4321FEDC
+_RB_AUTOBOOT = 0x01234567
 _SYS_CLONE3 = 435  # the same on every architecture that we know
 _CLONE_PARENT = 0x8000
 _CLONE_CLEAR_SIGHAND = 0x1_0000_0000
@@ -67,6 +69,16 @@ def unmount(target: str) -> None:
     _check(_libc().umount2(os.fsencode(target), _UMOUNT_NOFOLLOW), f"unmount {target}")
 
 
+def detach(target: str) -> None:
+    """Take a filesystem out of the tree at once; it ends when nobody uses it any more.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    flags = _UMOUNT_NOFOLLOW | _MNT_DETACH
+    _check(_libc().umount2(os.fsencode(target), flags), f"unmount {target}")
+
+
 def bind(source: str, target: str) -> None:
     """Let a file show in another's place.
 
@@ -93,6 +105,15 @@ def power_off() -> None:
         OSError: The kernel refused.
     """
     _check(_libc().reboot(_RB_POWER_OFF), "reboot")
+
+
+def restart() -> None:
+    """Restart the machine at once. See reboot(2).
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    _check(_libc().reboot(_RB_AUTOBOOT), "reboot")
 
 
 def fork_into_cgroup(cgroup_fd: int, *, parents_child: bool = False) -> int:

@@ -122,6 +122,11 @@ class MachinePaths:
         return self.directory / "ports.json"
 
     @property
+    def kubernetes_marker(self) -> Path:
+        """Tell, by being there, that the machine has its cluster whenever it runs."""
+        return self.directory / "kubernetes"
+
+    @property
     def kubernetes_port(self) -> Path:
         """Keep the port of the host at which the machine's cluster is reached."""
         return self.directory / "kubernetes_port"
@@ -177,6 +182,11 @@ class SavedPaths:
     def runtime_disk(self) -> Path:
         """Name the container runtime's disk, if the guest has it."""
         return self.directory / "runtime"
+
+    @property
+    def kubernetes_disk(self) -> Path:
+        """Name the disk with Kubernetes, if the guest has it."""
+        return self.directory / "kubernetes"
 
 
 @dataclass(frozen=True)

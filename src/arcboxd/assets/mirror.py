@@ -22,6 +22,7 @@ _CODENAMES = ("bookworm", "trixie", "forky", "sid", "bullseye")
 DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 """Our names of architectures (the kernel's), and Debian's."""
 
+
 def host_arch() -> str:
     """Name the host's own architecture, as the kernel does: what it builds with is of that one."""
     return ARCH_ALIASES.get(platform.machine(), platform.machine())

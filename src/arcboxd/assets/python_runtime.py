@@ -14,7 +14,7 @@ from arcboxd.assets.elf import needed
 from arcboxd.errors import AssetBuildError, MissingToolError
 from arcboxd.process import CommandError, run
 
-RECIPE = "2"
+RECIPE = "4"
 """Raised when this module makes something else of the same packages."""
 
 PACKAGES = (
@@ -25,6 +25,7 @@ PACKAGES = (
     "libexpat1",
     "libffi8",
     "libgcc-s1",
+    "libssl3",
     "libstdc++6",
     "zlib1g",
 )
@@ -42,12 +43,11 @@ _UNUSED_NAMES = """
     zipapp zoneinfo
 """
 _UNUSED = frozenset(_UNUSED_NAMES.split())
-"""Of the standard library: what the agent never imports. ssl itself stays, since asyncio and
-grpclib ask for it and take its ImportError; its library, which is large, is left out."""
+"""Of the standard library: what the agent never imports."""
 
 _UNUSED_EXTENSION_NAMES = """
     _bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw _crypt _ctypes_test
-    _curses _curses_panel _dbm _decimal _gdbm _hashlib _lzma _multibytecodec _sqlite3 _ssl
+    _curses _curses_panel _dbm _decimal _gdbm _hashlib _lzma _multibytecodec _sqlite3
     _testbuffer _testcapi _testclinic _testimportmultiple _testinternalcapi _testmultiphase _tkinter
     _uuid _xxsubinterpreters _xxtestfuzz audioop nis ossaudiodev readline xxlimited xxlimited_35
 """

@@ -25,15 +25,17 @@ from arcboxd.assets.initramfs import (
     build_initramfs,
     floor_initramfs,
     init_script,
+    second_stage_initramfs,
+    second_stage_script,
 )
-from arcboxd.assets.mirror import Mirror, host_codename, host_mirror
+from arcboxd.assets.mirror import DEBIAN_ARCHES, Mirror, host_arch, host_codename, host_mirror
 from arcboxd.domain.image import BootAssets, ProgressFn
 from arcboxd.errors import AssetBuildError, UnsupportedError
 from arcboxd.kubernetes.distribution import K3S, Pin
 from arcboxd.paths import Paths
 
-BUILDABLE = ("x86_64",)
-"""Architectures whose assets this version can build."""
+BUILDABLE = tuple(DEBIAN_ARCHES)
+"""Architectures whose assets this version can build, on a host of any of them."""
 
 _BUSYBOX = ("busybox-static",)
 
@@ -70,11 +72,10 @@ class AssetStore:
             UnsupportedError: This version builds nothing for that architecture.
         """
         _require_buildable(arch)
-        apt = Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)
+        apt = self._apt(arch)
         steps = _Steps(progress)
-        kernel_packages = await self._resolve(apt, kernel.kernel_packages(arch), steps)
         busybox = await self._busybox(apt, steps)
-        built = await self._kernel(apt, kernel_packages, steps)
+        built = await self._kernel(apt, steps)
         initramfs = await self._initramfs(built, busybox, steps)
         agent = await self._agent(apt, busybox, steps)
         early = await asyncio.to_thread(kernel.read_early, built.path)
@@ -99,10 +100,16 @@ class AssetStore:
             UnsupportedError: This version builds nothing for that architecture.
         """
         if arch in BUILDABLE:
-            apt = Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)
-            for names in (kernel.kernel_packages(arch), _BUSYBOX, python_runtime.PACKAGES):
+            apt, own = self._apt(arch), self._apt(host_arch())
+            wanted = [
+                (apt, kernel.kernel_packages(arch)),
+                (own, kernel.DEPMOD_PACKAGES),
+                (apt, _BUSYBOX),
+                (apt, python_runtime.PACKAGES),
+            ]
+            for source, names in wanted:
                 progress("asking for newer packages", 0, 0)
-                await apt.resolve(names, refresh=True)
+                await source.resolve(names, refresh=True)
             if any(a.pinned(runtime_bundle.PACKAGES) for a in self._runtime_sources(arch)):
                 await self._resolve_runtime(arch, _Steps(progress), refresh=True)
                 await self.runtime(arch, progress)
@@ -245,7 +252,7 @@ class AssetStore:
             UnsupportedError: This version builds nothing for that architecture.
         """
         boot = await self.ensure(arch, progress)
-        apt = Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)
+        apt = self._apt(arch)
         busybox = (await self._busybox(apt, _Steps(progress))).file("busybox")
 
         async def build(target: Path) -> None:
@@ -256,6 +263,35 @@ class AssetStore:
             "floor", {"busybox": str(busybox), "recipe": "1"}, build, _Steps(progress)
         )
         return boot.kernel, entry.file("floor.cpio")
+
+    async def second_stage(self, arch: str, progress: ProgressFn) -> tuple[Path, Path]:
+        """Give a kernel and the initramfs that finishes an image of a foreign architecture.
+
+        Raises:
+            AssetBuildError: A step failed.
+            MissingToolError: A program is missing on the host.
+            UnsupportedError: This version builds nothing for that architecture.
+        """
+        _require_buildable(arch)
+        apt, steps = self._apt(arch), _Steps(progress)
+        busybox, built = await self._busybox(apt, steps), await self._kernel(apt, steps)
+
+        async def build(target: Path) -> None:
+            data = await asyncio.to_thread(
+                second_stage_initramfs,
+                busybox.file("busybox").read_bytes(),
+                kernel.read_early(built.path),
+                built.file("early"),
+            )
+            await asyncio.to_thread((target / "second.cpio").write_bytes, data)
+
+        inputs: Inputs = {
+            "kernel": built.key,
+            "busybox": busybox.key,
+            "init": second_stage_script().decode(),
+        }
+        entry = await self._ensure("secondstage", inputs, build, steps)
+        return built.file("vmlinux"), entry.file("second.cpio")
 
     async def _resolve(
         self, apt: Apt, names: Iterable[str], steps: _Steps, *, refresh: bool = False
@@ -282,14 +318,17 @@ class AssetStore:
 
         return await self._ensure("busybox", {"package": package.identity}, build, steps)
 
-    async def _kernel(self, apt: Apt, packages: Mapping[str, Package], steps: _Steps) -> Entry:
+    async def _kernel(self, apt: Apt, steps: _Steps) -> Entry:
+        packages = await self._resolve(apt, kernel.kernel_packages(apt.arch), steps)
         image = kernel.kernel_image_package(packages, apt.arch)
-        depmod = [packages[name] for name in kernel.DEPMOD_PACKAGES]
 
         async def build(target: Path) -> None:
-            files = await self._fetch(apt, [image, *depmod], "the kernel", steps)
-            tools = [files[package.name] for package in depmod]
-            await kernel.build_kernel(files[image.name], tools, apt.arch, target, steps.begin)
+            own = self._apt(host_arch())
+            found = await self._resolve(own, kernel.DEPMOD_PACKAGES, steps)
+            files = await self._fetch(apt, [image], "the kernel", steps)
+            depmod = [found[name] for name in kernel.DEPMOD_PACKAGES]
+            tools = (await self._fetch(own, depmod, "depmod", steps)).values()
+            await kernel.build_kernel(files[image.name], [*tools], apt.arch, target, steps.begin)
             await asyncio.to_thread(shutil.rmtree, target / "scratch")
 
         inputs: Inputs = {
@@ -321,27 +360,54 @@ class AssetStore:
         }
         return await self._ensure("initramfs", inputs, build, steps)
 
-    async def _agent(self, apt: Apt, busybox: Entry, steps: _Steps) -> Entry:
-        wanted = [
-            (await self._resolve(apt, python_runtime.PACKAGES, steps))[name]
-            for name in python_runtime.PACKAGES
-        ]
-        lock = agent_bundle.lock_file()
+    async def _python_packages(self, apt: Apt, steps: _Steps) -> list[Package]:
+        found = await self._resolve(apt, python_runtime.PACKAGES, steps)
+        return [found[name] for name in python_runtime.PACKAGES]
 
-        async def build_runtime(target: Path) -> None:
-            files = await self._fetch(apt, wanted, "Python for the agent", steps)
-            await python_runtime.build_runtime(list(files.values()), lock, target, steps.begin)
+    async def _python(self, apt: Apt, inputs: Inputs, steps: _Steps) -> Entry:
+        wanted = await self._python_packages(apt, steps)
 
         async def build(target: Path) -> None:
-            runtime = await self._ensure("python", runtime_inputs, build_runtime, steps)
-            path = busybox.file("busybox")
-            await agent_bundle.build_agent_disk(runtime.path, path, target, steps.begin)
+            files = await self._fetch(apt, wanted, "Python for the agent", steps)
+            await python_runtime.build_runtime(
+                list(files.values()),
+                agent_bundle.lock_file(),
+                apt.arch,
+                target,
+                interpreter=await self._interpreter(apt, steps),
+                step=steps.begin,
+            )
 
-        runtime_inputs: Inputs = {
-            "packages": [package.identity for package in wanted],
-            "lock": await asyncio.to_thread(lock.read_text),
+        return await self._ensure("python", inputs, build, steps)
+
+    async def _interpreter(self, apt: Apt, steps: _Steps) -> Path | None:
+        """Give a Python that runs on this host, where that of ``apt`` does not."""
+        if apt.arch == host_arch():
+            return None
+        own = self._apt(host_arch())
+        return (await self._python(own, await self._python_inputs(own, steps), steps)).path
+
+    async def _python_inputs(self, apt: Apt, steps: _Steps) -> Inputs:
+        # Not the interpreter that compiles: all of one Python's versions write the same files.
+        return {
+            "packages": [p.identity for p in await self._python_packages(apt, steps)],
+            "lock": await asyncio.to_thread(agent_bundle.lock_file().read_text),
             "recipe": python_runtime.RECIPE,
         }
+
+    async def _agent(self, apt: Apt, busybox: Entry, steps: _Steps) -> Entry:
+        runtime_inputs = await self._python_inputs(apt, steps)
+
+        async def build(target: Path) -> None:
+            runtime = await self._python(apt, runtime_inputs, steps)
+            await agent_bundle.build_agent_disk(
+                runtime.path,
+                busybox.file("busybox"),
+                target,
+                interpreter=await self._interpreter(apt, steps),
+                step=steps.begin,
+            )
+
         inputs: Inputs = {
             "runtime": key_of(runtime_inputs),
             "busybox": busybox.key,

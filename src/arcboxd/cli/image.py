@@ -171,6 +171,7 @@ def prepare(
     docker: Annotated[
         bool, typer.Option("--docker", help="With containerd and dockerd running.")
     ] = False,
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", hidden=True)] = False,
     quiet: params.Quiet = False,
     as_json: params.Json = False,
 ) -> None:
@@ -179,6 +180,11 @@ def prepare(
     New machines with these processors and memory, and at least this disk, then start without
     booting. Without options it is for what `arcbox create NAME` makes. The size is on disk.
     """
+    if kubernetes:
+        raise CliUsageError(
+            "a template cannot have a cluster: its clones would share keys and trust each other",
+            hint="give each machine its own with: arcbox k8s start NAME",
+        )
     fields = shape.checked(cpus, memory, disk, distro, version, arch)
 
     from arcboxd.cli.progress import shown

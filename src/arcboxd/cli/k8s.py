@@ -4,33 +4,56 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from arcboxd.cli import params, session
 from arcboxd.cli.output import print_fields, print_json, print_table
+from arcboxd.cli.usage import CliUsageError
 
 if TYPE_CHECKING:
     from arcboxd.kubernetes.user_config import UserConfig
 
+_READY_S = 900.0
+_BUSYBOX = "/run/arcbox/bundle/bin/busybox"
+_LOAD = """
+if [ -S /run/arcbox/cluster/containerd.sock ]; then
+    set -- /run/arcbox/runtime/bin/ctr --address /run/arcbox/cluster/containerd.sock
+elif [ -S /run/k3s/containerd/containerd.sock ]; then
+    set -- /run/arcbox/kubernetes/bin/k3s ctr
+else
+    echo "the machine has no cluster that runs; start it with: arcbox k8s start" >&2
+    exit 1
+fi
+exec "$@" --namespace k8s.io images import -
+"""
 _HEADERS = ("SERVICE", "STATUS", "DETAIL")
 
 
 def start(
     ctx: typer.Context,
     name: params.MachineOrDefault = "",
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Do not wait until the API server is ready.")
+    ] = False,
     quiet: params.Quiet = False,
     as_json: params.Json = False,
 ) -> None:
-    """Start a machine's cluster, and print where it is reached; exit with 1 when it does not run.
+    """Start a machine's cluster, and the machine; print where it is reached.
 
-    It may become ready a while later: arcbox k8s status tells.
+    The machine has it whenever it runs, until it is stopped. Exit with 1 when it does not run, or
+    is not ready after 15 minutes; it may still become so: arcbox k8s status tells.
     """
     from arcboxd.cli.progress import shown
 
     with session.connect(ctx) as client, shown(client, name, quiet=quiet):
         found = client.start_kubernetes(name)
+        deadline = time.monotonic() + _READY_S
+        while not no_wait and not found.api_ready and time.monotonic() < deadline:
+            # Each call waits a while in the machine.
+            found = client.start_kubernetes(name)
     if as_json:
         print_json(found)
     elif found.running:
@@ -38,8 +61,27 @@ def start(
     if not found.running or (found.detail and not found.api_ready and not as_json):
         hint = f"see how it goes on: arcbox k8s status {name}".rstrip()
         session.tell(found.detail or "the cluster does not run", hint)
-    if not found.running:
+    if not found.running or not (found.api_ready or no_wait):
         raise typer.Exit(1)
+
+
+def load(ctx: typer.Context, name: params.MachineOrDefault = "") -> None:
+    """Give a machine's cluster images from an archive at standard input.
+
+    For example: docker save web:1 | arcbox k8s load dev
+    """
+    from arcboxd.cli import exec as exec_verb
+    from arcboxd.domain.guest import ExecSpec
+
+    if os.isatty(0):
+        raise CliUsageError(
+            "an archive is read from standard input, which is a terminal",
+            hint="docker save IMAGE | arcbox k8s load",
+        )
+    spec = ExecSpec(argv=(_BUSYBOX, "sh", "-c", _LOAD), stdin=True)
+    with session.connect(ctx) as client:
+        status = exec_verb.run(client, name or _default_machine(ctx), spec)
+    raise typer.Exit(status)
 
 
 def stop(ctx: typer.Context, name: params.MachineOrDefault = "") -> None:
@@ -104,15 +146,19 @@ def disable(ctx: typer.Context, name: params.MachineOrDefault = "") -> None:
 
     A context that was selected since by somebody else stays so.
     """
-    from arcboxd import settings
     from arcboxd.kubernetes.kubeconfig import CONTEXT, context_name
 
     # Not looked up: the machine may be gone, and no daemon is needed to put things back.
     context = CONTEXT
     if name:
-        default = settings.load(session.paths(ctx).config).default_machine
-        context = context_name(name, default)
+        context = context_name(name, _default_machine(ctx))
     print(_user_config(ctx).disable(context).selected)
+
+
+def _default_machine(ctx: typer.Context) -> str:
+    from arcboxd import settings
+
+    return settings.load(session.paths(ctx).config).default_machine
 
 
 def _user_config(ctx: typer.Context) -> UserConfig:

@@ -120,9 +120,9 @@ _add_group(app, "template", "Images booted ahead of new machines.", _of_template
 _of_docker: tuple[_Verb, ...] = (docker.status, docker.env, docker.enable, docker.disable)
 _add_group(app, "docker", "The docker client and our machines.", _of_docker)
 _of_kubernetes: tuple[_Verb, ...] = (k8s.start, k8s.stop, k8s.delete, k8s.status)
-_of_kubernetes += (k8s.kubeconfig, k8s.enable, k8s.disable)
+_of_kubernetes += (k8s.load, k8s.kubeconfig, k8s.enable, k8s.disable)
 # Not shown until agents can run a cluster; today they answer that they cannot.
-_add_group(app, "k8s", "Kubernetes in a machine.", _of_kubernetes, hidden=True)
+_add_group(app, "k8s", "Kubernetes in a machine.", _of_kubernetes)
 _of_daemon = (daemon.start, daemon.stop, daemon.status, daemon.run)
 _add_group(app, "daemon", "The process behind all the others.", _of_daemon)
 

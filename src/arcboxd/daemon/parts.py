@@ -11,6 +11,7 @@ from arcboxd.guest.connector import LinkConnector
 from arcboxd.hypervisor.base import Hypervisor
 from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
 from arcboxd.hypervisor.qemu.hypervisor import QemuHypervisor
+from arcboxd.hypervisor.qemu.once import run_once
 from arcboxd.images.store import ImageStore, Origins
 from arcboxd.machines.interfaces import AgentConnector, Assets, Images
 from arcboxd.paths import Paths
@@ -41,7 +42,7 @@ def build(settings: Settings, paths: Paths) -> Parts:
         hypervisor=QemuHypervisor(accelerator),
         connector=LinkConnector(timeout_scale=accelerator.timeout_scale),
         assets=AssetStore(paths, mirror=mirror),
-        images=ImageStore(paths, image_origins(settings, mirror)),
+        images=ImageStore(paths, image_origins(settings, mirror), run_guest=run_once),
     )
 
 

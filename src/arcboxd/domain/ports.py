@@ -88,4 +88,9 @@ class RuntimeWanted:
     """Someone asked the guest for the container runtime: it waits for the disk."""
 
 
-GuestEvent = PortsPublished | PortsWithdrawn | Synced | RuntimeWanted
+@dataclass(frozen=True, slots=True)
+class KubernetesWanted:
+    """Someone asked the guest for a cluster: it waits for the disks."""
+
+
+GuestEvent = PortsPublished | PortsWithdrawn | Synced | RuntimeWanted | KubernetesWanted

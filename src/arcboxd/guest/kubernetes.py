@@ -9,10 +9,12 @@ from google.protobuf.message import Message
 
 from arcboxd.domain.kubernetes import KubernetesStatus, KubernetesStopped
 from arcboxd.wire import kubernetes
+from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 
 _M = TypeVar("_M", bound=Message)
 _AGENT = "/arcbox.v1.AgentService/"
+_GUEST = "/arcbox.ext.v1.GuestService/"
 
 
 class KubernetesCalls:
@@ -28,6 +30,15 @@ class KubernetesCalls:
             timeout_s=timeout_s,
         )
         return kubernetes.started(response)
+
+    async def set_kubernetes_address(self, endpoint: str, context: str) -> None:
+        """Tell where the host reaches the cluster."""
+        await self._session()
+        await self._call(
+            _GUEST + "SetKubernetesAddress",
+            guest_pb2.SetKubernetesAddressRequest(endpoint=endpoint, context=context),
+            guest_pb2.SetKubernetesAddressResponse,
+        )
 
     async def stop_kubernetes(self, timeout_s: float) -> KubernetesStopped:
         """Stop the cluster and keep its data."""

@@ -76,6 +76,8 @@ class VmConfig:
     """Run it when nothing else wants the processors."""
     runtime_disk: Path | None = None
     """The container runtime's disk; it may be plugged in later instead: `Vm.plug_runtime`."""
+    kubernetes_disk: Path | None = None
+    """The disk with Kubernetes, likewise."""
     pluggable: bool = True
     """Devices can be plugged in while it runs. False for states saved by a version without that."""
 
@@ -93,6 +95,7 @@ class Hardware:
     """Their names, in the guest's order."""
     balloon: bool
     runtime_disk: Path | None = None
+    kubernetes_disk: Path | None = None
     pluggable: bool = True
 
 
@@ -219,6 +222,14 @@ class Vm(Protocol):
         """
         ...
 
+    async def plug_kubernetes(self, disk: Path) -> None:
+        """Plug the disk with Kubernetes in, as serial ``kubernetes``. Idempotent.
+
+        Raises:
+            HypervisorError: It was refused, or the monitor does not answer.
+        """
+        ...
+
     async def plug_share(self, slot: ShareSlot, directory: Path) -> None:
         """Plug a directory of the host in, for the guest to mount by the slot's tag as 9p.
 
@@ -295,7 +306,11 @@ class Hypervisor(Protocol):
 
     @property
     def accelerator(self) -> Accelerator:
-        """Tell how guest code is run."""
+        """Tell how code of the host's architecture is run."""
+        ...
+
+    def accelerator_for(self, arch: str) -> Accelerator:
+        """Tell how code of an architecture is run, by the kernel's name of it."""
         ...
 
     async def fingerprint(self, config: VmConfig) -> str:

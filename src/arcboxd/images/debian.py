@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -11,9 +12,11 @@ from importlib import resources
 from pathlib import Path
 
 from arcboxd import aio
-from arcboxd.assets.mirror import DEBIAN_ARCHES
+from arcboxd.assets.initramfs import second_stage_script
+from arcboxd.assets.mirror import DEBIAN_ARCHES, host_arch
 from arcboxd.domain.image import ProgressFn
-from arcboxd.errors import AssetBuildError, PreconditionError
+from arcboxd.errors import AssetBuildError, PreconditionError, UnsupportedError
+from arcboxd.images.second_stage import SecondStage
 from arcboxd.process import CommandError, run, tool
 
 RECIPE = "1"
@@ -35,29 +38,54 @@ _TIMEOUT_S = 1800.0
 _POLL_S = 0.3
 
 
-_STEPS = (
+_FIRST_STEPS = (
     (r"^I: running apt-get update", "reading the mirror's package lists"),
     (r"^I: downloading packages with apt", "downloading the base system"),
+)
+_NATIVE_STEPS = (
+    *_FIRST_STEPS,
     (r"^I: extracting archives", "unpacking the base system"),
     (r"^I: installing essential packages", "installing the base system"),
     (r"^I: installing remaining packages", "installing the other packages"),
     (r"^I: arcbox: settings", "writing settings"),
     (r"^I: arcbox: packing", "packing the disk image"),
 )
+_FOREIGN_STEPS = (
+    *_FIRST_STEPS,
+    (r"^I: arcbox: unpacking", "unpacking the system"),
+    (r"^I: arcbox: packing", "packing the disk image"),
+    (r"^I: arcbox: preparing", "installing the system in a machine of its own"),
+    (r"^I: arcbox: configuring", "installing the system in a machine of its own"),
+    (r"^I: arcbox: finished", "checking the disk image"),
+)
 """Lines of the build's log, in their order, and what they mean."""
 
-
-def script() -> bytes:
-    """Read the build script, which is part of the package."""
-    return (resources.files("arcboxd.images") / "debian-build.sh").read_bytes()
+_BUILD, _SETTINGS, _CONFIGURE = "debian-build.sh", "debian-settings.sh", "debian-configure.sh"
 
 
-def step_of(log: str) -> int:
-    """Tell how many steps a log shows to have begun."""
-    return max(
-        (n for n, (line, _) in enumerate(_STEPS, start=1) if re.search(line, log, re.MULTILINE)),
-        default=0,
-    )
+def scripts(arch: str) -> str:
+    """Give the scripts that make an image of an architecture, which are part of the package."""
+    if arch == host_arch():
+        return _script(_BUILD) + _script(_SETTINGS)
+    parts = (_script(name) for name in (_BUILD, _SETTINGS, _CONFIGURE))
+    return "".join(parts) + second_stage_script().decode()
+
+
+def _script(name: str) -> str:
+    return (resources.files("arcboxd.images") / name).read_text()
+
+
+def step_of(log: str, *, foreign: bool = False) -> tuple[str, int, int]:
+    """Tell what is being done, how much of it is done, and of how much, by a log."""
+    steps = _FOREIGN_STEPS if foreign else _NATIVE_STEPS
+    begun = [n for n, (line, _) in enumerate(steps, 1) if re.search(line, log, re.MULTILINE)]
+    if not begun:
+        return "preparing the Debian image", 0, len(steps)
+    line, phrase = steps[begun[-1] - 1]
+    if "configuring" in line:  # by far the longest
+        count = functools.partial(re.findall, string=log, flags=re.MULTILINE)
+        return phrase, len(count("^Setting up ")), len(count("^Unpacking "))
+    return phrase, begun[-1], len(steps)
 
 
 def namespace_command() -> list[str]:
@@ -82,7 +110,14 @@ def namespace_command() -> list[str]:
 
 
 async def build_debian(
-    suite: str, arch: str, *, sources: str, debs: Path, target: Path, progress: ProgressFn
+    suite: str,
+    arch: str,
+    *,
+    sources: str,
+    debs: Path,
+    target: Path,
+    progress: ProgressFn,
+    second_stage: SecondStage | None = None,
 ) -> None:
     """Make ``root.img`` in ``target``: ext4 without partitions, sparse.
 
@@ -93,26 +128,37 @@ async def build_debian(
         debs: Keeps downloaded packages for the next build.
         target: An empty directory; also used for scratch.
         progress: Told of each step.
+        second_stage: Finishes the image if the architecture is not the host's.
 
     Raises:
         AssetBuildError: A step failed.
         MissingToolError: A program is missing on the host.
         PreconditionError: The user may not make user namespaces.
+        TooLateError: It took much longer than it ever should.
+        UnsupportedError: There is nothing that finishes an image of that architecture.
     """
+    foreign = arch != host_arch()
+    if foreign and second_stage is None:
+        raise UnsupportedError(f"no {arch} image can be built on this host")
     tool("mmdebstrap")
     prefix = namespace_command()
-    program, listed = target / "build.sh", target / "sources.list"
     await asyncio.to_thread(debs.mkdir, parents=True, exist_ok=True)
-    await asyncio.to_thread(program.write_bytes, script())
-    await asyncio.to_thread(listed.write_text, sources)
+    program, listed = target / "build.sh", target / "sources.list"
+    texts = {program: _script(_BUILD), listed: sources}
+    texts |= {target / "settings.sh": _script(_SETTINGS)}
+    texts |= {target / "configure.sh": _script(_CONFIGURE)}
+    for path, text in texts.items():
+        await asyncio.to_thread(path.write_text, text)
     argv = [*prefix, "sh", str(program), suite, DEBIAN_ARCHES[arch], str(target), str(listed)]
-    argv += [",".join(PACKAGES), str(VIRTUAL_BYTES)]
+    argv += [",".join(PACKAGES), str(VIRTUAL_BYTES), "foreign" if foreign else "native"]
     env = {**os.environ, "ARCBOX_DEB_CACHE": str(debs)}
     log = target / "build.log"
-    watcher = aio.spawn(_watch(log, progress), name="debian-build-log")
+    watcher = aio.spawn(_watch(log, progress, foreign=foreign), name="debian-build-log")
     try:
         await run(argv, timeout_s=_TIMEOUT_S, env=env)
-    except CommandError as error:
+        if foreign and second_stage is not None:
+            await second_stage.finish(arch, target / "root.img", log, progress)
+    except (CommandError, AssetBuildError) as error:
         raise AssetBuildError(
             f"cannot build the {suite} image: {_complaint(log) or error}",
             hint="check that the host reaches its mirror",
@@ -130,23 +176,24 @@ def _keep_only(folder: Path, name: str) -> None:
             path.unlink()
 
 
-async def _watch(log: Path, progress: ProgressFn) -> None:
-    seen = -1
+async def _watch(log: Path, progress: ProgressFn, *, foreign: bool) -> None:
+    seen = None
     while True:
-        step = 0
+        text = ""
         with contextlib.suppress(FileNotFoundError):
-            step = step_of(await asyncio.to_thread(log.read_text, errors="replace"))
-        if step != seen:
+            text = await asyncio.to_thread(log.read_text, errors="replace")
+        if (step := step_of(text, foreign=foreign)) != seen:
             seen = step
-            phrase = _STEPS[step - 1][1] if step else "preparing the Debian image"
-            progress(phrase, step, len(_STEPS))
+            progress(*step)
         await asyncio.sleep(_POLL_S)  # the log is a file: it has no event
 
 
 def _complaint(log: Path) -> str:
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").splitlines()
-        return " / ".join([line for line in lines if line.startswith(("E:", "Err:"))][-3:])
+        return " / ".join(
+            [line for line in lines if line.startswith(("E:", "Err:", "dpkg: error"))][-3:]
+        )
     return ""
 
 

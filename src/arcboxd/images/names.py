@@ -6,11 +6,9 @@ import re
 from dataclasses import dataclass
 
 from arcboxd.domain.image import ARCH_ALIASES
-from arcboxd.errors import InvalidArgumentError, UnsupportedError
+from arcboxd.errors import InvalidArgumentError
 from arcboxd.images.reference import parse_reference
 
-BUILDABLE = ("x86_64",)
-"""Architectures that we can build distributions for."""
 OCI = "oci:"
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -83,7 +81,6 @@ def wanted(distro: str, version: str, arch: str) -> Wanted:
 
     Raises:
         InvalidArgumentError: There can be no such image; the hint names what there is.
-        UnsupportedError: There is such a distribution, but not for that architecture.
     """
     machine = canonical_arch(arch)
     if distro.startswith(OCI):
@@ -135,9 +132,5 @@ def _built(known: Distribution, version: str, arch: str) -> Wanted:
         names = ", ".join(known.versions)
         raise InvalidArgumentError(
             f"unknown version {version[:80]!r} of {known.name}", hint=f"known: {names}"
-        )
-    if arch not in BUILDABLE:
-        raise UnsupportedError(
-            f"no {known.name} image for {arch}", hint=f"known: {', '.join(BUILDABLE)}"
         )
     return Wanted("built", known.name, found, arch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import platform
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from pathlib import Path
 
 from arcboxd.assets.cache import BuildFn, Cache, Inputs, key_of
 from arcboxd.assets.ext4_tools import ImageToolStore
-from arcboxd.assets.mirror import DEBIAN_ARCHES, Mirror, host_mirror, require_keyring
-from arcboxd.domain.image import ARCH_ALIASES, BaseImage, NewImage, ProgressFn
+from arcboxd.assets.mirror import DEBIAN_ARCHES, Mirror, host_arch, host_mirror, require_keyring
+from arcboxd.assets.store import AssetStore
+from arcboxd.domain.image import BaseImage, NewImage, ProgressFn
 from arcboxd.errors import (
     ArcboxError,
     ErrorKind,
@@ -26,6 +26,7 @@ from arcboxd.images import debian, importer, names, ubuntu
 from arcboxd.images.catalogue import KIND, Catalogue, image_of, write_facts
 from arcboxd.images.importer import Source
 from arcboxd.images.names import OCI, Wanted, wanted
+from arcboxd.images.second_stage import RunGuest, SecondStage
 from arcboxd.paths import Paths
 
 _REFUSALS = {ErrorKind.INVALID, ErrorKind.CORRUPT, ErrorKind.UNSUPPORTED, ErrorKind.NOT_FOUND}
@@ -47,15 +48,30 @@ class Origins:
 class ImageStore:
     """Base images in the cache; implements `machines.Images`."""
 
-    def __init__(self, paths: Paths, origins: Origins | None = None) -> None:
-        """Use the cache of ``paths``."""
+    def __init__(
+        self,
+        paths: Paths,
+        origins: Origins | None = None,
+        *,
+        run_guest: RunGuest | None = None,
+    ) -> None:
+        """Use the cache of ``paths``.
+
+        Args:
+            paths: Names the cache.
+            origins: Where images come from; None for what the host has.
+            run_guest: Needed to build distributions for another architecture than the host's.
+        """
         self._root = paths.images
         self._origins = origins or Origins()
         self._cache = Cache(paths.images)
         self._catalogue = Catalogue(paths.images, self._cache)
-        host = ARCH_ALIASES.get(platform.machine(), platform.machine())
-        self._host_arch = host
-        self._tools = ImageToolStore(paths, host, self._origins.mirror)
+        self._host_arch = host_arch()
+        self._tools = ImageToolStore(paths, self._host_arch, self._origins.mirror)
+        self._second_stage: SecondStage | None = None
+        if run_guest is not None:
+            assets = AssetStore(paths, mirror=self._origins.mirror)
+            self._second_stage = SecondStage(assets, run_guest)
         self._fetching: dict[Wanted, asyncio.Lock] = {}
 
     def resolve(self, distro: str, version: str, arch: str) -> tuple[str, str]:
@@ -69,7 +85,6 @@ class ImageStore:
 
         Raises:
             InvalidArgumentError: There can be no such image; the hint names what there is.
-            UnsupportedError: There are such images, but not for that architecture.
         """
         found = wanted(distro, version, arch)
         return found.distro, found.version
@@ -90,7 +105,7 @@ class ImageStore:
             MissingToolError: A program is missing on the host.
             PreconditionError: The user may not make user namespaces, or a mirror is not known.
             UnsafeImageError: It has what could harm the host.
-            UnsupportedError: Not for that architecture.
+            UnsupportedError: It cannot be built on this host.
         """
         return await self._ensure(wanted(distro, version, arch), progress, refresh=False)
 
@@ -108,7 +123,6 @@ class ImageStore:
 
         Raises:
             InvalidArgumentError: There can be no such image.
-            UnsupportedError: Not for that architecture.
         """
         return await self._find(wanted(distro, version, arch))
 
@@ -193,6 +207,7 @@ class ImageStore:
                 debs=debs,
                 target=target,
                 progress=progress,
+                second_stage=self._second_stage,
             )
 
         return await self._cached(_inputs(asked), build, progress)
@@ -296,6 +311,6 @@ def _inputs(asked: Wanted) -> Inputs:
         "arch": asked.arch,
         "packages": list(debian.PACKAGES),
         "bytes": debian.VIRTUAL_BYTES,
-        "script": debian.script().decode(),
+        "script": debian.scripts(asked.arch),
         "recipe": debian.RECIPE,
     }

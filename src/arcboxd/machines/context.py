@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from arcboxd import aio
 from arcboxd.domain.image import ProgressFn
+from arcboxd.domain.kubernetes import KubernetesStatus
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.domain.runtime import RuntimeAnswer
 from arcboxd.errors import MachineStateError
@@ -24,6 +26,9 @@ from arcboxd.paths import Paths
 from arcboxd.ports.plan import Wanted
 from arcboxd.ports.table import PortTable
 from arcboxd.settings import Settings, host_cpus
+
+if TYPE_CHECKING:
+    from arcboxd.machines.kubernetes_services import ServicePorts
 
 _LEAST_RESTORES = 2
 
@@ -79,13 +84,18 @@ class Context:
     """Called with each machine that runs, once this daemon holds it: started, resumed, adopted."""
     plugs: Shared[None] = field(default_factory=Shared)
     runtimes: Shared[RuntimeAnswer] = field(default_factory=Shared)
+    clusters: Shared[KubernetesStatus] = field(default_factory=Shared)
     defaults: Shared[Machine] = field(default_factory=Shared)
     background: set[asyncio.Task[None]] = field(default_factory=set)
     now_ns: Callable[[], int] = time.time_ns
     runtime_wanted: Callable[[str], Awaitable[None]] | None = None
     """Called with a machine's id when its guest waits for the container runtime's disk."""
+    kubernetes_wanted: Callable[[str], Awaitable[None]] | None = None
+    """Likewise, when it waits for Kubernetes."""
     kubernetes_ports: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a port of the host is chosen for a machine's cluster."""
+    service_ports: dict[str, ServicePorts] = field(default_factory=dict)
+    """What `arcboxd.machines.kubernetes_services` follows, by the machine's id."""
     ports: PortTable = field(init=False)
 
     def __post_init__(self) -> None:

@@ -130,6 +130,10 @@ class GuestAgent(Protocol):
         """
         ...
 
+    async def set_kubernetes_address(self, endpoint: str, context: str) -> None:
+        """Tell where the host reaches the cluster, and what its kubeconfig calls it."""
+        ...
+
     async def stop_kubernetes(self, timeout_s: float) -> KubernetesStopped:
         """Stop the cluster and keep its data. Idempotent."""
         ...

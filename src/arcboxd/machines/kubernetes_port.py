@@ -15,10 +15,18 @@ from arcboxd.ports.plan import LOOPBACK, Wanted
 FIRST_PORT = 16443
 GUEST_PORT = 6443
 OWNER = "kubernetes"
-"""Whose the forward is, beside containers' ids; what a guest says of it is not heard."""
+"""Whose the forward is, beside containers' ids; what a guest says of it is not heard.
+
+A service's forwards are those of ``kubernetes/NAMESPACE/NAME``.
+"""
 SOURCE = "kubernetes"
 
 _PORTS = 1000
+
+
+def owns(owner: str | None) -> bool:
+    """Tell whether forwards are the host's doing, for a cluster, and not of a guest's events."""
+    return owner is not None and owner.partition("/")[0] == OWNER
 
 
 def find(ctx: Context, machine_id: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from arcboxd import aio
 from arcboxd.domain.machine import GUEST_ADDRESS, Machine
 from arcboxd.domain.ports import (
     GuestEvent,
+    KubernetesWanted,
     Port,
     PortsPublished,
     PortState,
@@ -28,7 +30,7 @@ from arcboxd.errors import (
     StoreError,
 )
 from arcboxd.link.stream import Stream
-from arcboxd.machines import kubernetes_port, ssh
+from arcboxd.machines import kubernetes_port, kubernetes_services, ssh
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.undo import complete
 from arcboxd.ports import plan, record, sockets
@@ -158,6 +160,7 @@ async def detach(ctx: Context, machine_id: str, running: Running) -> None:
     follower, running.follower = running.follower, None
     if follower is not None:
         await aio.cancel(follower)
+        await kubernetes_services.leave(ctx, machine_id)
         await ctx.ports.detach(machine_id)
 
 
@@ -174,6 +177,8 @@ async def _serve(ctx: Context, machine: Machine, running: Running) -> None:
     forwards.attach(running.vm, open_stream, ssh.forward(machine.ssh_port))
     if ctx.now_ns() - machine.started_unix_ns < _NEW_NS:
         await _let_others_begin(ctx)
+    if ctx.paths.machine(machine.id).kubernetes_marker.exists():
+        kubernetes_services.begin(ctx, machine, running)
     delay_s = _RETRY_FIRST_S
     while True:
         try:
@@ -215,8 +220,8 @@ async def _follow(ctx: Context, machine: Machine, running: Running, forwards: Fo
 def _take(
     ctx: Context, machine: Machine, forwards: Forwards, event: GuestEvent, told: set[str]
 ) -> None:
-    if getattr(event, "container_id", "") == kubernetes_port.OWNER:
-        return  # that forward is the host's, not a container's
+    if kubernetes_port.owns(getattr(event, "container_id", None)):
+        return  # these forwards are the host's, not a container's
     match event:
         case PortsPublished(container_id, source, bindings):
             wanted = plan.published(bindings, ctx.settings.published_address)
@@ -227,24 +232,27 @@ def _take(
             forwards.withdraw(container_id)
             told.discard(container_id)
         case Synced():
-            forwards.synced(frozenset(told | {kubernetes_port.OWNER}))
+            forwards.synced(frozenset(told).union(filter(kubernetes_port.owns, forwards.owners())))
         case RuntimeWanted():
-            _plug_runtime(ctx, machine)
+            _supply(ctx, machine, "runtime", ctx.runtime_wanted)
+        case KubernetesWanted():
+            _supply(ctx, machine, "Kubernetes", ctx.kubernetes_wanted)
 
 
-def _plug_runtime(ctx: Context, machine: Machine) -> None:
-    plug = ctx.runtime_wanted
-    if plug is None:
-        _log.warning("the guest of %s wants a runtime, which is not there", machine.spec.name)
+def _supply(
+    ctx: Context, machine: Machine, what: str, supply: Callable[[str], Awaitable[None]] | None
+) -> None:
+    if supply is None:
+        _log.warning("the guest of %s wants its %s, which is not there", machine.spec.name, what)
         return
 
     async def work() -> None:
         try:
-            await plug(machine.id)
+            await supply(machine.id)
         except ArcboxError as error:
-            _log.warning("the runtime of %s was not plugged in: %s", machine.spec.name, error)
+            _log.warning("the %s of %s was not plugged in: %s", what, machine.spec.name, error)
 
-    name = f"runtime disk of {machine.spec.name}"
+    name = f"{what} disk of {machine.spec.name}"
     if not ctx.works_on(name):
         ctx.in_background(work(), name)
 

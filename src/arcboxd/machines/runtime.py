@@ -10,6 +10,7 @@ from arcboxd.domain.machine import Machine, MachineState, NewMachine
 from arcboxd.domain.runtime import FAILED, STARTED, RuntimeAnswer, RuntimeStatus, not_running
 from arcboxd.errors import ArcboxError, MachineBusyError, MachineNotFoundError
 from arcboxd.machines import template
+from arcboxd.machines.again import at_each_session
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.create import create
 from arcboxd.machines.start import start
@@ -70,6 +71,16 @@ def resolve(ctx: Context, ref: str) -> Machine:
 
 
 async def plug(ctx: Context, machine_id: str) -> None:
+    """Plug the container runtime's disk in for Docker, which it is to have whenever it runs.
+
+    Raises:
+        ArcboxError: As `plug_disk`.
+    """
+    await plug_disk(ctx, machine_id)
+    await _mark(ctx, machine_id)
+
+
+async def plug_disk(ctx: Context, machine_id: str) -> None:
     """Plug the container runtime's disk into a running machine, building it if it is missing.
 
     Idempotent; callers at the same time share one, which goes on though all of them give up.
@@ -92,7 +103,6 @@ async def _plug(ctx: Context, machine_id: str) -> None:
     # It may have taken minutes.
     _, running = await ctx.running_machine(machine_id, "plug the container runtime into")
     await running.vm.plug_runtime(disk)
-    await _mark(ctx, machine_id)
 
 
 async def ensure(ctx: Context, ref: str, *, start_if_needed: bool) -> RuntimeAnswer:
@@ -133,9 +143,7 @@ async def _look(ctx: Context, running: Running) -> RuntimeAnswer:
 
 
 async def _ensure(ctx: Context, machine_id: str) -> RuntimeAnswer:
-    await _start(ctx, machine_id)
-    machine, running = await ctx.running_machine(machine_id, "start the container runtime of")
-    await running.agent.wait_ready(ctx.scaled(_READY_S))
+    machine, running = await have_running(ctx, machine_id, "start the container runtime of")
     answer = await _look(ctx, running)
     if not answer.ready:
         answer = await _begin(ctx, machine_id, running)
@@ -177,16 +185,25 @@ async def _ask(ctx: Context, running: Running) -> RuntimeAnswer:
     return await running.agent.ensure_runtime(start_if_needed=True, timeout_s=timeout_s)
 
 
-async def _start(ctx: Context, machine_id: str) -> None:
-    """Start a machine, or wait until whoever is at it has done so."""
+async def have_running(ctx: Context, machine_id: str, verb: str) -> tuple[Machine, Running]:
+    """Give a machine whose agent answers, starting it if it does not run.
+
+    Raises:
+        ArcboxError: It could not be started: `arcboxd.machines.start`.
+        MachineStateError: It does not run; the verb says what could not be done.
+        TooLateError: Its agent was not back in time after a reboot.
+    """
     while True:
         operation = ctx.locks.current(machine_id)
         if operation is None and machine_id in ctx.running:
-            return
+            break
         if operation is None or operation.verb in _AGAINST:
             await start(ctx, machine_id)
-            return
+            break
         await operation.wait()
+    machine, running = await ctx.running_machine(machine_id, verb)
+    await running.agent.wait_ready(ctx.scaled(_READY_S))
+    return machine, running
 
 
 async def status(ctx: Context, ref: str) -> RuntimeStatus:
@@ -225,35 +242,27 @@ def follow(ctx: Context, machine_id: str, running: Running) -> None:
 
     So containers with a restart policy come back with their machine.
     """
-    due = busy = False
+    at_each_session(
+        ctx,
+        running,
+        f"runtime of {machine_id}",
+        wanted=lambda: wanted(ctx, machine_id),
+        work=lambda: _restore(ctx, machine_id),
+    )
 
-    async def restore() -> None:
-        nonlocal due, busy
-        try:
-            while due:
-                due = False
-                await _restore(ctx, machine_id)
-        finally:
-            busy = False
 
-    def again() -> None:
-        nonlocal due, busy
-        if wanted(ctx, machine_id):
-            due = True
-            if not busy:
-                busy = True
-                ctx.in_background(restore(), f"runtime of {machine_id}")
-
-    running.agent.on_session(again)
-    again()
+async def settled(ctx: Context, machine_id: str) -> Machine | None:
+    """Leave a machine that began anew alone for a moment; None if it does not run after that."""
+    await asyncio.sleep(ctx.scaled(_SETTLE_S))
+    if machine_id not in ctx.running:
+        return None
+    machine = ctx.registry.get(machine_id)
+    return machine if machine.state is MachineState.RUNNING else None
 
 
 async def _restore(ctx: Context, machine_id: str) -> None:
-    await asyncio.sleep(ctx.scaled(_SETTLE_S))
-    if machine_id not in ctx.running:
-        return
-    machine = ctx.registry.get(machine_id)
-    if machine.state is not MachineState.RUNNING:
+    machine = await settled(ctx, machine_id)
+    if machine is None:
         return
     try:
         await ensure(ctx, machine_id, start_if_needed=True)

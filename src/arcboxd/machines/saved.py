@@ -93,6 +93,8 @@ async def save(ctx: Context, machine: Machine, vm: Vm, target: SavedPaths) -> Sa
     disks.share(hardware.agent_disk, target.agent_disk)
     if hardware.runtime_disk is not None:
         disks.share(hardware.runtime_disk, target.runtime_disk)
+    if hardware.kubernetes_disk is not None:
+        disks.share(hardware.kubernetes_disk, target.kubernetes_disk)
     watcher = aio.spawn(_watch(target.state, report), name=f"progress of {machine.spec.name}")
     try:
         timeout_s = _SAVE_S + memory_bytes / _SLOWEST_BYTES_S
@@ -183,6 +185,7 @@ def vm_config(ctx: Context, machine: Machine, saved: Saved, boot: SavedPaths) ->
         machine_type=saved.machine_type,
         balloon=saved.balloon,
         runtime_disk=boot.runtime_disk if boot.runtime_disk.name in saved.files else None,
+        kubernetes_disk=boot.kubernetes_disk if boot.kubernetes_disk.name in saved.files else None,
         pluggable=saved.pluggable,
     )
 
@@ -203,6 +206,8 @@ def keep_boot_files(source: SavedPaths, paths: MachinePaths) -> SavedPaths:
     disks.share(source.agent_disk, boot.agent_disk)
     if source.runtime_disk.exists():
         disks.share(source.runtime_disk, boot.runtime_disk)
+    if source.kubernetes_disk.exists():
+        disks.share(source.kubernetes_disk, boot.kubernetes_disk)
     return boot
 
 

@@ -49,7 +49,9 @@ class Machines:
         """Serve nothing yet; `open` does."""
         self.context = context
         context.runtime_wanted = partial(runtime.plug, context)
+        context.kubernetes_wanted = partial(kubernetes.supply, context)
         context.on_running.append(partial(runtime.follow, context))
+        context.on_running.append(partial(kubernetes.follow, context))
 
     async def open(self) -> None:
         """Load the records, clean up after a crash, and begin to adopt in the background.
@@ -68,7 +70,8 @@ class Machines:
         for task in tuple(self.context.background):
             await aio.cancel(task)
         self.context.background.clear()
-        for shared in (self.context.plugs, self.context.runtimes, self.context.defaults):
+        context = self.context
+        for shared in (context.plugs, context.runtimes, context.clusters, context.defaults):
             await shared.close()
         try:
             # A start that was cancelled with its call still has to kill and record.

@@ -15,7 +15,7 @@ from pathlib import Path
 from arcboxd.domain.guest import Identity
 from arcboxd.domain.image import ProgressFn
 from arcboxd.domain.machine import Boot, Machine, MachineSpec, MachineState, NewMachine
-from arcboxd.errors import ArcboxError, HypervisorError, PreconditionError
+from arcboxd.errors import ArcboxError, HypervisorError, PreconditionError, UnsupportedError
 from arcboxd.hypervisor.base import MemoryFile, SavedState, Vm, VmConfig
 from arcboxd.machines import disks, leftover, ssh
 from arcboxd.machines.context import Context
@@ -30,6 +30,7 @@ from arcboxd.process import ProcessHandle
 _log = logging.getLogger(__name__)
 
 _HOSTNAME = "template"
+_INITS = {"systemd", "openrc"}
 _SETTLE_S = 60.0
 """Under kvm, from the agent's first answer to a system at rest."""
 _RUNTIME_S = 60.0
@@ -90,6 +91,9 @@ async def make(
     """
     async with ctx.template_lock:
         image = await ctx.images.ensure(spec.distro, spec.version, spec.arch, report)
+        if image.init not in _INITS:
+            # Its agent would say so too, after a boot.
+            raise UnsupportedError("templates need an image with systemd or OpenRC")
         machine = stand_in(ctx, spec, image.key)
         work = MachinePaths(ctx.paths.work / machine.id)
         disk = await ctx.assets.runtime(spec.arch, report) if runtime else None

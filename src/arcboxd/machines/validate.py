@@ -13,7 +13,7 @@ from pathlib import Path
 
 from arcboxd.domain.image import ARCH_ALIASES
 from arcboxd.domain.machine import MachineSpec, NewMachine
-from arcboxd.errors import InvalidArgumentError, UnsupportedError
+from arcboxd.errors import InvalidArgumentError
 from arcboxd.machines.interfaces import Images
 from arcboxd.machines.mount_paths import check_mounts
 from arcboxd.settings import GIB, MIB, Settings, host_cpus, host_memory_bytes
@@ -46,7 +46,6 @@ def check_new(new: NewMachine, settings: Settings, images: Images) -> MachineSpe
 
     Raises:
         InvalidArgumentError: A value can never be accepted.
-        UnsupportedError: This version or host cannot do it.
         MountExistsError: Two mounts are in each other's way.
         NoRoomError: There are too many mounts.
     """
@@ -87,21 +86,14 @@ def check_arch(arch: str) -> str:
 
     Raises:
         InvalidArgumentError: There is no such architecture.
-        UnsupportedError: It is not the host's.
     """
-    host = ARCH_ALIASES.get(platform.machine(), platform.machine())
     if not arch:
-        return host
+        return ARCH_ALIASES.get(platform.machine(), platform.machine())
     if arch not in ARCH_ALIASES:
         raise InvalidArgumentError(
             f"unknown architecture {arch[:80]!r}", hint=f"known: {', '.join(ARCH_ALIASES)}"
         )
-    if ARCH_ALIASES[arch] != host:
-        raise UnsupportedError(
-            f"this host is {host} and cannot run {ARCH_ALIASES[arch]} machines",
-            hint="leave the architecture out",
-        )
-    return host
+    return ARCH_ALIASES[arch]
 
 
 def check_cmdline(cmdline: str) -> str:

@@ -32,7 +32,7 @@ USER = "user"
 @dataclass(slots=True, eq=False)
 class _Entry:
     owner: str | None
-    """A container's id; None: the user."""
+    """A container's id, or what the host follows by itself; None: the user."""
     source: str
     wanted: Wanted
     state: PortState = PortState.WAITING
@@ -136,14 +136,17 @@ class Forwards:
         """Close a container's forwards."""
         self._replace(container_id, "", ())
 
+    def owners(self) -> frozenset[str]:
+        """Tell whose the forwards are, beside the user's own."""
+        return frozenset(entry.owner for entry in self._entries if entry.owner is not None)
+
     def synced(self, told: frozenset[str]) -> None:
-        """Close the forwards of all containers but those ``told``, and what nobody has asked for.
+        """Close the forwards of all owners but those ``told``, and what nobody has asked for.
 
         So it is after a new session with the guest, or by a new daemon.
         """
-        for owner in {entry.owner for entry in self._entries} - told:
-            if owner is not None:
-                self.withdraw(owner)
+        for owner in self.owners() - told:
+            self.withdraw(owner)
         self._synced = True
         self._kick()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arcboxd.domain.ports import (
     GuestEvent,
+    KubernetesWanted,
     Port,
     PortBinding,
     PortsPublished,
@@ -30,6 +31,8 @@ def guest_event(message: guest_pb2.GuestEvent) -> GuestEvent | None:
             return Synced()
         case "runtime_wanted":
             return RuntimeWanted()
+        case "kubernetes_wanted":
+            return KubernetesWanted()
         case _:
             return None
 

@@ -19,6 +19,8 @@ class KubernetesHost(host_pb2_grpc.HostServiceServicer):
     inventory: Inventory
     cluster_error: ArcboxError | None = None
     cluster_runs = True
+    cluster_ready_after = 1_000_000
+    """Calls of start until it is."""
 
     def _known(self, ref: str, context: Context) -> None:
         if ref:
@@ -30,8 +32,12 @@ class KubernetesHost(host_pb2_grpc.HostServiceServicer):
         self, request: host_pb2.StartKubernetesRequest, context: Context
     ) -> agent_pb2.KubernetesStartResponse:
         self._known(request.id, context)
+        self.cluster_ready_after -= 1
         return agent_pb2.KubernetesStartResponse(
-            running=self.cluster_runs, endpoint=ENDPOINT, detail="k3s: it begins"
+            running=self.cluster_runs,
+            api_ready=self.cluster_ready_after <= 0,
+            endpoint=ENDPOINT,
+            detail="k3s: it begins",
         )
 
     def StopKubernetes(

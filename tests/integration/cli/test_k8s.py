@@ -15,10 +15,12 @@ def load(file: Path) -> dict[str, object]:
 
 
 def test_a_cluster_is_started_and_looked_at(arcbox: Arcbox, daemon: StubDaemon) -> None:
-    done = arcbox.run("k8s", "start", "-q", "web")
+    done = arcbox.run("k8s", "start", "-q", "--no-wait", "web")
     assert (done.returncode, done.stdout) == (0, b"https://127.0.0.1:16443\n")
     assert b"k3s: it begins\n  hint: see how it goes on: arcbox k8s status web" in done.stderr
-    assert json.loads(arcbox.run("k8s", "start", "-q", "--json").stdout)["running"] is True
+    daemon.host.cluster_ready_after = 3
+    assert json.loads(arcbox.run("k8s", "start", "-q", "--json").stdout)["api_ready"] is True
+    assert daemon.host.cluster_ready_after == 0, "it waits"
     text = arcbox.run("k8s", "status", "web").stdout.decode()
     assert [line.split() for line in text.splitlines() if "k3s" in line] == [
         ["k3s", "ready", "v1.36.4"]
@@ -30,7 +32,7 @@ def test_a_cluster_is_started_and_looked_at(arcbox: Arcbox, daemon: StubDaemon) 
 
 def test_what_does_not_start_or_stop_is_told(arcbox: Arcbox, daemon: StubDaemon) -> None:
     daemon.host.cluster_runs = False
-    done = arcbox.run("k8s", "start", "-q")
+    done = arcbox.run("k8s", "start", "-q", "--no-wait")
     assert (done.returncode, done.stdout) == (1, b"")
     done = arcbox.run("k8s", "stop")
     assert (done.returncode, done.stderr) == (1, b"arcbox: it hangs\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from arcboxd.domain.image import BaseImage
 from arcboxd.domain.machine import Boot, MachineState, NewMachine
 from arcboxd.errors import (
     HypervisorError,
@@ -20,11 +21,12 @@ from arcboxd.errors import (
     StoreError,
     TemplateNotFoundError,
     TooLateError,
+    UnsupportedError,
 )
 from arcboxd.machines import disks, ssh, template
 from arcboxd.machines.service import Machines
 from arcboxd.machines.template_store import Template, TemplateStore
-from tests.fakes import FakeAgent, FakeHypervisor, FakeVm, World
+from tests.fakes import FakeAgent, FakeHypervisor, FakeImages, FakeVm, World
 from tests.integration.daemon.test_recovery import Crash, reopened
 
 NEW = NewMachine("dev")
@@ -214,6 +216,20 @@ async def test_a_cold_start_makes_a_template(
             await asyncio.sleep(0.01)
     boot, _ = await _started(machines, replace(NEW, name="two"))
     assert boot is Boot.TEMPLATE
+
+
+async def test_an_image_that_cannot_settle_is_not_booted_for_a_template(
+    machines: Machines, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure = FakeImages.ensure
+
+    async def without_init(*args: object) -> BaseImage:
+        return replace(await ensure(*args), init="none")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FakeImages, "ensure", without_init)
+    with pytest.raises(UnsupportedError, match="systemd or OpenRC"):
+        await _prepare(machines)
+    assert not world.vms
 
 
 def _truncate(made: Template) -> None:

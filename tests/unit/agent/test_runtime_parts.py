@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,11 @@ def test_settings_that_make_no_sense(layout: config.Layout, text: str) -> None:
         config.merge_docker_config(layout)
 
 
-def test_containerd_serves_kubernetes_only_when_asked(layout: config.Layout) -> None:
-    assert not config.has_cri(layout)
-    config.write_containerd_config(layout, cri=False)
-    assert not config.has_cri(layout)
-    assert config.write_containerd_config(layout, cri=True)
-    assert config.has_cri(layout)
-    disabled = Path(layout.containerd_config).read_text().partition("disabled_plugins")[2]
-    assert "v1.cri" not in disabled.splitlines()[0]
+def test_docker_s_containerd_does_without_kubernetes(layout: config.Layout) -> None:
+    assert config.write_containerd_config(layout)
+    written = tomllib.loads(Path(layout.containerd_config).read_text())
+    assert "io.containerd.grpc.v1.cri" in written["disabled_plugins"]
+    assert not config.write_containerd_config(layout)
 
 
 def test_certificates_are_the_bundle_s_only_without_others(layout: config.Layout) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from arcboxd.errors import InvalidArgumentError
-from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
+from arcboxd.hypervisor.qemu.accelerator import choose_accelerator, for_arch
 
 
 @pytest.fixture
@@ -19,6 +19,14 @@ def cpuinfo(tmp_path: Path, flags: str) -> Path:
     path = tmp_path / "cpuinfo"
     path.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\nvmx flags\t: vnmi\n")
     return path
+
+
+@pytest.mark.parametrize(("guest", "name"), [("aarch64", "kvm"), ("x86_64", "tcg")])
+@pytest.mark.parametrize("host", ["aarch64", "arm64"])
+def test_kvm_runs_only_what_the_host_is(guest: str, name: str, host: str) -> None:
+    own = choose_accelerator("kvm")
+    assert for_arch(own, guest, host=host).name == name
+    assert for_arch(own, guest, host=host).timeout_scale == (1.0 if name == "kvm" else 10.0)
 
 
 @pytest.mark.parametrize("flag", ["vmx", "svm"])

@@ -10,7 +10,8 @@ import pytest
 from arcboxd.domain.image import BootAssets
 from arcboxd.errors import UnsupportedError
 from arcboxd.hypervisor.base import Accelerator, DataDisk, VmConfig
-from arcboxd.hypervisor.qemu.argv import build_argv, kernel_cmdline, program
+from arcboxd.hypervisor.qemu.argv import build_argv, kernel_cmdline
+from arcboxd.hypervisor.qemu.platforms import PLATFORMS, platform_of
 from arcboxd.paths import MachinePaths
 
 KVM = Accelerator("kvm", "test", 1.0)
@@ -82,11 +83,23 @@ def test_the_accelerators_differ_by_flags_only() -> None:
 
 
 def test_the_users_kernel_options_come_last_and_only_emulation_drops_mitigations() -> None:
-    assert kernel_cmdline(KVM, "a=b").endswith(" a=b")
-    assert "mitigations=off" not in kernel_cmdline(KVM)
-    assert "mitigations=off" in kernel_cmdline(TCG)
+    for arch in PLATFORMS:
+        assert kernel_cmdline(arch, KVM, "a=b").endswith(" a=b")
+        assert "mitigations=off" not in kernel_cmdline(arch, KVM)
+        assert "mitigations=off" in kernel_cmdline(arch, TCG)
 
 
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="m68k"):
-        program("m68k")
+        platform_of("m68k")
+
+
+def test_an_arm_machine_has_nothing_of_a_pc() -> None:
+    pc, arm = argv(config()), argv(replace(config(), arch="aarch64"))
+    assert arm[0] == "qemu-system-aarch64"
+    assert values(arm, "-machine")[0].startswith("virt,")
+    assert not any(word in " ".join(arm) for word in ("sata", "vmport", "vmgenid", "ttyS0"))
+    assert "console=ttyAMA0" in values(arm, "-append")[0]
+    # Guests find their disks by the same addresses.
+    devices = [[json.loads(v) for v in values(a, "-device") if v[0] == "{"] for a in (pc, arm)]
+    assert devices[0] == devices[1]

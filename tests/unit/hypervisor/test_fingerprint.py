@@ -71,6 +71,8 @@ async def test_the_newest_board(tmp_path: Path) -> None:
         "echo 'pc                   PC (alias of pc-i440fx-7.2)'\n"
         "echo 'q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)'\n"
         "echo 'pc-q35-7.2           Standard PC (Q35 + ICH9, 2009)'\n"
+        "echo 'virt                 QEMU 7.2 ARM Virtual Machine (alias of virt-7.2)'\n"
     )
     qemu.chmod(0o755)
-    assert await newest_board(Program.at(str(qemu))) == "pc-q35-7.2"
+    assert await newest_board(Program.at(str(qemu)), "q35") == "pc-q35-7.2"
+    assert await newest_board(Program.at(str(qemu)), "virt") == "virt-7.2"

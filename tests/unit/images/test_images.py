@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from arcboxd.assets.mirror import Mirror
+from arcboxd.assets.mirror import Mirror, host_arch
 from arcboxd.domain.image import NewImage
 from arcboxd.errors import (
+    AssetBuildError,
     ImageNotFoundError,
     InvalidArgumentError,
     MissingToolError,
@@ -19,6 +21,7 @@ from arcboxd.errors import (
 )
 from arcboxd.images import debian
 from arcboxd.images.names import canonical_arch
+from arcboxd.images.second_stage import SecondStage
 from arcboxd.images.store import ImageStore
 from arcboxd.paths import Paths
 
@@ -73,8 +76,7 @@ def test_what_is_unknown_is_told_with_what_is_known(store: ImageStore) -> None:
     assert "bookworm" in version.value.hint
     with pytest.raises(InvalidArgumentError, match="'vax'"):
         store.resolve("debian", "", "vax")
-    with pytest.raises(UnsupportedError, match="aarch64"):
-        store.resolve("debian", "", "arm64")
+    assert store.resolve("debian", "", "arm64") == store.resolve("", "12", "amd64")
 
 
 def test_arch_aliases() -> None:
@@ -122,12 +124,79 @@ async def test_an_import_may_not_take_a_distribution_s_name(store: ImageStore) -
 
 
 def test_the_log_tells_the_step() -> None:
-    assert debian.step_of("") == 0
+    assert debian.step_of("")[1:] == (0, 7)
     log = "I: automatically chosen format: directory\nI: running apt-get update...\n"
-    assert debian.step_of(log) == 1
-    log += "I: downloading packages with apt...\nI: extracting archives...\n"
-    assert debian.step_of(log) == 3
-    assert debian.step_of(log + "I: arcbox: packing\n") == len(debian._STEPS)
+    assert debian.step_of(log)[1:] == (1, 7)
+    log += "I: downloading packages with apt...\n"
+    assert debian.step_of(log + "I: extracting archives...\n")[1:] == (3, 7)
+    assert debian.step_of(log + "I: arcbox: packing\n")[1:] == (7, 7)
+
+
+def test_the_log_of_a_foreign_image_counts_its_packages() -> None:
+    log = "I: arcbox: unpacking\nUnpacking a (1) ...\nUnpacking b (1) ...\n"
+    assert debian.step_of(log, foreign=True)[1:] == (3, 7)
+    log += "I: arcbox: packing\nI: arcbox: configuring\r\nSetting up b (1) ...\r\n"
+    assert debian.step_of(log, foreign=True)[1:] == (1, 2)
+    assert debian.step_of(log + "I: arcbox: finished\r\n", foreign=True)[1:] == (7, 7)
+
+
+@pytest.fixture
+def foreign() -> str:
+    return "aarch64" if host_arch() == "x86_64" else "x86_64"
+
+
+def _program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("last", ["I: arcbox: finished", "E: arcbox: not finished"])
+async def test_a_foreign_image_is_finished_in_a_machine_of_its_own(
+    tmp_path: Path, foreign: str, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    booted: list[str] = []
+
+    class Assets:
+        async def second_stage(self, _arch: str, _progress: object) -> tuple[Path, Path]:
+            return Path("/kernel"), Path("/initramfs")
+
+    async def run_guest(arch: str, *, disk: Path, console: Path, **_more: object) -> None:
+        booted.append(arch)
+        disk.write_bytes(b"configured")
+        console.write_text(f"dpkg: error processing package x\r\n{last}\r\n")
+
+    _program(tmp_path, "mmdebstrap", "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(debian, "namespace_command", list)
+    # Stands for the whole of the build script, which only says for whom it builds.
+    monkeypatch.setattr(debian, "_script", lambda _name: 'echo "$7" >"$3/root.img"')
+    target = tmp_path / "target"
+    target.mkdir()
+    build = debian.build_debian(
+        "bookworm",
+        foreign,
+        sources="",
+        debs=tmp_path / "debs",
+        target=target,
+        progress=lambda _step, _done, _total: None,
+        second_stage=SecondStage(Assets(), run_guest),  # type: ignore[arg-type]
+    )
+    if last.startswith("E:"):
+        with pytest.raises(AssetBuildError, match="error processing package x"):
+            await build
+    else:
+        await build
+        assert [path.name for path in target.iterdir()] == ["root.img"]
+        assert (target / "root.img").read_bytes() == b"configured"
+    assert booted == [foreign]
+
+
+async def test_without_a_machine_no_foreign_image_is_built(
+    store: ImageStore, foreign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcboxd.images.store.host_mirror", _no_mirror)
+    with pytest.raises(UnsupportedError, match=foreign):
+        await store.ensure("debian", "", foreign, lambda _step, _done, _total: None)
 
 
 def test_a_user_without_subordinate_ids_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,4 +210,5 @@ def test_a_user_without_subordinate_ids_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_the_script_parses() -> None:
     shell = shutil.which("dash") or shutil.which("sh")
     assert shell is not None
-    subprocess.run([shell, "-n"], input=debian.script(), check=True)
+    for name in ("debian-build.sh", "debian-settings.sh", "debian-configure.sh"):
+        subprocess.run([shell, "-n"], input=debian._script(name).encode(), check=True)

@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 
+from arcboxd.domain.image import ARCH_ALIASES
 from arcboxd.errors import InvalidArgumentError
 from arcboxd.hypervisor.base import Accelerator
 
@@ -47,6 +48,20 @@ def choose_accelerator(
     if reason:
         return Accelerator(TCG, reason, TCG_TIMEOUT_SCALE)
     return Accelerator(KVM, f"{device} opens and the processor has the feature", 1.0)
+
+
+def for_arch(own: Accelerator, arch: str, *, host: str | None = None) -> Accelerator:
+    """Give what runs code of an architecture, where ``own`` runs that of the host's.
+
+    Args:
+        own: As `choose_accelerator` gave it.
+        arch: The guest's architecture.
+        host: The host's architecture as uname(2) names it.
+    """
+    here = host or platform.machine()
+    if ARCH_ALIASES.get(here, here) == arch:
+        return own
+    return Accelerator(TCG, f"this host is {here}, not {arch}", TCG_TIMEOUT_SCALE)
 
 
 def _why_not_kvm(device: Path, cpuinfo: Path, arch: str) -> str:

@@ -7,58 +7,41 @@ does not parse, so that no comma or equals sign is ever read as an option.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-from arcboxd.errors import UnsupportedError
 from arcboxd.hypervisor.base import SHARE_SLOTS, Accelerator, ShareSlot, VmConfig
+from arcboxd.hypervisor.qemu.platforms import platform_of
 
 LINK_PORT_NAME = "arcbox.agent.0"
 NETDEV = "net0"
 ROOT_NODE = "root"
-BOARD = "q35"
-"""QEMU's name for the newest version of the board that it has."""
-PROGRAMS: Mapping[str, str] = {
-    "x86_64": "qemu-system-x86_64",
-    "aarch64": "qemu-system-aarch64",
-}
 _FIRST_DATA_SLOT = 0x10
 PLUG_BUS = "plug"
 """A bridge with places for devices that come and go. It has all of its places on every board, and
 a conventional one has more of them than PCI Express ports, each of which is a bus to look at."""
 RUNTIME_NODE = "runtime"
-RUNTIME_PLACE = 1
+KUBERNETES_NODE = "kubernetes"
 _FIRST_SHARE_PLACE = 2
+_BUNDLE_PLACES = {RUNTIME_NODE: 1, KUBERNETES_NODE: _FIRST_SHARE_PLACE + 2 * SHARE_SLOTS}
+"""Of the disks with programs that all machines share, by the names of their nodes."""
 
 BASE_CMDLINE = (
-    "console=ttyS0 quiet panic=-1 "
-    # What probes hardware that these machines never have, or tests what needs no test at each boot.
-    "no_timer_check cryptomgr.notests i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
-    "8250.nr_uarts=1 random.trust_cpu=on rcupdate.rcu_expedited=1 "
-    # ACPI tells of what is plugged in; the other driver of that bridge would only complain of it.
-    "initcall_blacklist=shpcd_init"
+    # What tests need no test at each boot, and a kernel that boots alone on its machine.
+    "quiet panic=-1 cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1"
 )
 # Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there.
 # And QEMU translates code anew at each address: with addresses that differ from exec to exec, a
 # `true` takes 35 ms, without 9 ms (docs/decisions.md). A guest may turn that on again by sysctl.
-TCG_CMDLINE = "mitigations=off norandmaps tsc=reliable"
+TCG_CMDLINE = "mitigations=off norandmaps"
 
 
-def program(arch: str) -> str:
-    """Name the QEMU program for an architecture.
-
-    Raises:
-        UnsupportedError: None is known.
-    """
-    if arch not in PROGRAMS:
-        raise UnsupportedError(f"no QEMU program is known for the architecture {arch!r}")
-    return PROGRAMS[arch]
-
-
-def kernel_cmdline(accelerator: Accelerator, extra: str = "") -> str:
+def kernel_cmdline(arch: str, accelerator: Accelerator, extra: str = "") -> str:
     """Join the kernel's command line; what the user appends comes last, so that it wins."""
-    parts = [BASE_CMDLINE, TCG_CMDLINE if accelerator.name == "tcg" else "", extra]
-    return " ".join(part for part in parts if part)
+    of = platform_of(arch)
+    parts = [BASE_CMDLINE, of.cmdline]
+    if accelerator.name == "tcg":
+        parts += [TCG_CMDLINE, of.emulated_cmdline]
+    return " ".join(part for part in (*parts, extra) if part)
 
 
 def build_argv(
@@ -81,16 +64,15 @@ def build_argv(
         incoming: Wait, paused, for a saved state.
     """
     mib = config.memory_bytes >> 20
-    board = config.machine_type or BOARD
-    cpu = "host" if accelerator.name == "kvm" else "max"
-    accel = "kvm" if accelerator.name == "kvm" else "tcg,thread=multi"
+    of = platform_of(config.arch)
+    board = config.machine_type or of.board
     argv = [
-        program(config.arch),
+        of.program,
         "-name", f"guest=arcbox-{config.name},process=arcbox-{config.name}",
         "-uuid", config.uuid,
-        "-machine", f"{board},memory-backend=ram,sata=off,smbus=off,vmport=off",
-        "-accel", accel,
-        "-cpu", cpu,
+        "-machine", f"{board},memory-backend=ram,{of.board_options[accelerator.name]}",
+        "-accel", accelerator.name,
+        "-cpu", "host" if accelerator.name == "kvm" else of.emulated_cpu,
         "-smp", f"cpus={config.cpus}",
         "-m", f"{mib}M",
         "-nodefaults", "-no-user-config", "-display", "none",
@@ -100,7 +82,7 @@ def build_argv(
         "-action", "reboot=shutdown",
         "-kernel", str(config.assets.kernel),
         "-initrd", str(config.assets.initramfs),
-        "-append", kernel_cmdline(accelerator, config.cmdline),
+        "-append", kernel_cmdline(config.arch, accelerator, config.cmdline),
         # A chardev takes no JSON; a comma in its path is doubled.
         "-chardev", f"file,id=console,append=on,path={_comma(config.paths.console_log)}",
         "-serial", "chardev:console",
@@ -140,13 +122,18 @@ def build_argv(
     argv += _device("virtio-rng-pci", slot=7, rng="rng0")
     if config.balloon:
         argv += _device("virtio-balloon-pci", slot=8, **{"free-page-reporting": True})
-    argv += ["-device", "vmgenid,guid=auto"]
+    if of.generation_id:
+        argv += ["-device", "vmgenid,guid=auto"]
     if config.pluggable:
         argv += _device("pcie-pci-bridge", slot=9, id=PLUG_BUS)
         argv += _share_places(shares_fd)
-    if config.runtime_disk is not None:
-        node = disk_node(RUNTIME_NODE, config.runtime_disk, "raw", read_only=True)
-        argv += ["-blockdev", json.dumps(node), "-device", json.dumps(runtime_device())]
+    for name, bundle in (
+        (RUNTIME_NODE, config.runtime_disk),
+        (KUBERNETES_NODE, config.kubernetes_disk),
+    ):
+        if bundle is not None:
+            node = disk_node(name, bundle, "raw", read_only=True)
+            argv += ["-blockdev", json.dumps(node), "-device", json.dumps(bundle_device(name))]
     return argv
 
 
@@ -163,15 +150,15 @@ def share_device(slot: ShareSlot) -> dict[str, object]:
     }
 
 
-def runtime_device() -> dict[str, object]:
-    """Describe the device that the container runtime's disk is plugged in as."""
+def bundle_device(node: str) -> dict[str, object]:
+    """Describe the device that a disk with programs is plugged in as."""
     return {
         "driver": "virtio-blk-pci",
-        "id": RUNTIME_NODE,
+        "id": node,
         "bus": PLUG_BUS,
-        "addr": f"{RUNTIME_PLACE:#x}",
-        "drive": RUNTIME_NODE,
-        "serial": RUNTIME_NODE,
+        "addr": f"{_BUNDLE_PLACES[node]:#x}",
+        "drive": node,
+        "serial": node,
     }
 
 

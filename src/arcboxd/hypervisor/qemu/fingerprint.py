@@ -10,7 +10,7 @@ from pathlib import Path
 from arcboxd.domain.image import BootAssets
 from arcboxd.errors import HypervisorError
 from arcboxd.hypervisor.base import Accelerator, MemoryFile, VmConfig
-from arcboxd.hypervisor.qemu.argv import BOARD, build_argv
+from arcboxd.hypervisor.qemu.argv import build_argv
 from arcboxd.paths import MachinePaths
 from arcboxd.process import run
 
@@ -33,8 +33,8 @@ class Program:
         return cls(path, found.st_size, found.st_mtime_ns)
 
 
-async def newest_board(program: Program) -> str:
-    """Ask a QEMU for the exact name of its newest board, which later ones will know too.
+async def newest_board(program: Program, board: str) -> str:
+    """Ask a QEMU for the exact name of the newest such board, which later ones will know too.
 
     Raises:
         HypervisorError: It does not say.
@@ -42,9 +42,9 @@ async def newest_board(program: Program) -> str:
     output = await run([program.path, "-machine", "help"], timeout_s=_HELP_TIMEOUT_S)
     for line in output.stdout.decode(errors="replace").splitlines():
         name, _, rest = line.partition(" ")
-        if name == BOARD and (alias := rest.partition("(alias of ")[2]):
+        if name == board and (alias := rest.partition("(alias of ")[2]):
             return alias.rstrip(")")
-    raise HypervisorError(f"{program.path} has no board {BOARD!r}", hint="see: arcbox doctor")
+    raise HypervisorError(f"{program.path} has no board {board!r}", hint="see: arcbox doctor")
 
 
 def fingerprint(config: VmConfig, accelerator: Accelerator, program: Program, cpuinfo: Path) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.errors import HypervisorError
 from arcboxd.hypervisor.base import Accelerator, SavedState, VmConfig
-from arcboxd.hypervisor.qemu.argv import build_argv, program
+from arcboxd.hypervisor.qemu.accelerator import for_arch
+from arcboxd.hypervisor.qemu.argv import build_argv
 from arcboxd.hypervisor.qemu.fingerprint import Program, fingerprint, newest_board
 from arcboxd.hypervisor.qemu.migration import load_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
+from arcboxd.hypervisor.qemu.platforms import platform_of
 from arcboxd.hypervisor.qemu.vm import QemuVm
 from arcboxd.process import ProcessHandle, spawn_detached, tool
 
@@ -35,8 +37,12 @@ class QemuHypervisor:
 
     @property
     def accelerator(self) -> Accelerator:
-        """Tell how guest code is run."""
+        """Tell how code of the host's architecture is run."""
         return self._accelerator
+
+    def accelerator_for(self, arch: str) -> Accelerator:
+        """Tell how code of an architecture is run."""
+        return for_arch(self._accelerator, arch)
 
     async def fingerprint(self, config: VmConfig) -> str:
         """Digest all that a saved state depends on, this build of QEMU and the processor included.
@@ -47,7 +53,7 @@ class QemuHypervisor:
         """
         qemu = _program(config)
         config = replace(config, machine_type=await self._board(config, qemu))
-        return fingerprint(config, self._accelerator, qemu, Path("/proc/cpuinfo"))
+        return fingerprint(config, self.accelerator_for(config.arch), qemu, Path("/proc/cpuinfo"))
 
     async def launch(self, config: VmConfig, state: SavedState | None = None) -> QemuVm:
         """Start QEMU, detached, and connect to its monitor.
@@ -71,7 +77,7 @@ class QemuHypervisor:
                 shares = _open_shares(paths.shares, sockets)
                 argv = build_argv(
                     config,
-                    self._accelerator,
+                    self.accelerator_for(config.arch),
                     qmp_fd=qmp.fileno(),
                     link_fd=link.fileno(),
                     shares_fd=shares,
@@ -120,7 +126,7 @@ class QemuHypervisor:
         if config.machine_type:
             return config.machine_type
         if (board := self._boards.get(qemu)) is None:
-            board = self._boards[qemu] = await newest_board(qemu)
+            board = self._boards[qemu] = await newest_board(qemu, platform_of(config.arch).board)
         return board
 
     async def _first_answer(
@@ -142,7 +148,8 @@ class QemuHypervisor:
 
 
 def _program(config: VmConfig) -> Program:
-    return Program.at(tool(program(config.arch), package="qemu-system-x86"))
+    of = platform_of(config.arch)
+    return Program.at(tool(of.program, package=of.package))
 
 
 def _open_shares(folder: Path, stack: ExitStack) -> int:

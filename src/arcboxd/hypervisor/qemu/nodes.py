@@ -8,7 +8,7 @@ from pathlib import Path
 from arcboxd.errors import HypervisorError
 from arcboxd.hypervisor.base import Hardware
 from arcboxd.hypervisor.qemu import plug
-from arcboxd.hypervisor.qemu.argv import PLUG_BUS, ROOT_NODE, RUNTIME_NODE
+from arcboxd.hypervisor.qemu.argv import KUBERNETES_NODE, PLUG_BUS, ROOT_NODE, RUNTIME_NODE
 from arcboxd.hypervisor.qemu.monitor import Monitor
 
 _SNAPSHOT_TIMEOUT_S = 300.0
@@ -38,6 +38,7 @@ async def hardware(monitor: Monitor) -> Hardware:
             ),
             balloon="virtio-balloon-pci" in str(devices),
             runtime_disk=files.get(RUNTIME_NODE),
+            kubernetes_disk=files.get(KUBERNETES_NODE),
             pluggable=PLUG_BUS in await plug.devices(monitor),
         )
     except KeyError as error:

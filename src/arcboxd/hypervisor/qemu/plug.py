@@ -1,4 +1,4 @@
-"""Devices that come and go while QEMU runs: the container runtime's disk, and directories."""
+"""Devices that come and go while QEMU runs: disks with programs, and directories."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from arcboxd.errors import ArcboxError, HypervisorError, MachineStateError, TooL
 from arcboxd.hypervisor.base import ShareSlot
 from arcboxd.hypervisor.qemu.argv import (
     PLUG_BUS,
-    RUNTIME_NODE,
+    bundle_device,
     disk_node,
-    runtime_device,
     share_device,
     share_slots,
 )
@@ -21,23 +20,23 @@ from arcboxd.hypervisor.qemu.monitor import Monitor
 _POLL_S = 0.02
 
 
-async def plug_runtime(monitor: Monitor, disk: Path) -> None:
-    """Plug the container runtime's disk in. Idempotent. Source: QMP ``blockdev-add``.
+async def plug_bundle(monitor: Monitor, node: str, disk: Path) -> None:
+    """Plug a disk with programs in. Idempotent. Source: QMP ``blockdev-add``.
 
     Raises:
         HypervisorError: QEMU refused it, or did not answer.
         MachineStateError: The machine has no place for it.
     """
     found = await devices(monitor)
-    if RUNTIME_NODE in found:
+    if node in found:
         return
     _check(found)
-    await monitor.execute("blockdev-add", disk_node(RUNTIME_NODE, disk, "raw", read_only=True))
+    await monitor.execute("blockdev-add", disk_node(node, disk, "raw", read_only=True))
     try:
-        await monitor.execute("device_add", runtime_device())
+        await monitor.execute("device_add", bundle_device(node))
     except BaseException:
         with suppress(ArcboxError):
-            await monitor.execute("blockdev-del", {"node-name": RUNTIME_NODE})
+            await monitor.execute("blockdev-del", {"node-name": node})
         raise
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.hypervisor.base import Forward, Hardware, SavedState, ShareSlot
 from arcboxd.hypervisor.qemu import forwards, nodes, plug
-from arcboxd.hypervisor.qemu.argv import ROOT_NODE
+from arcboxd.hypervisor.qemu.argv import KUBERNETES_NODE, ROOT_NODE, RUNTIME_NODE
 from arcboxd.hypervisor.qemu.migration import give_up, save_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.paths import MachinePaths
@@ -81,7 +81,11 @@ class QemuVm:
 
     async def plug_runtime(self, disk: Path) -> None:
         """Plug the container runtime's disk in."""
-        await plug.plug_runtime(self._monitor, disk)
+        await plug.plug_bundle(self._monitor, RUNTIME_NODE, disk)
+
+    async def plug_kubernetes(self, disk: Path) -> None:
+        """Plug the disk with Kubernetes in."""
+        await plug.plug_bundle(self._monitor, KUBERNETES_NODE, disk)
 
     async def plug_share(self, slot: ShareSlot, directory: Path) -> None:
         """Plug a directory of the host in."""

@@ -583,6 +583,7 @@ class GuestEvent(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
     RUNTIME_WANTED_FIELD_NUMBER: _builtins.int
+    KUBERNETES_WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ports(self) -> Global___PublishedPorts:
         """replaces what was said of this container before"""
@@ -595,6 +596,10 @@ class GuestEvent(_message.Message):
     def runtime_wanted(self) -> Global___RuntimeWanted:
         """someone asked the agent for the runtime: plug its disk in"""
 
+    @_builtins.property
+    def kubernetes_wanted(self) -> Global___KubernetesWanted:
+        """someone asked the agent for a cluster: plug its disks in"""
+
     def __init__(
         self,
         *,
@@ -602,12 +607,13 @@ class GuestEvent(_message.Message):
         removed: _agent_pb2.PortBindingsRemoved | None = ...,
         synced: Global___Synced | None = ...,
         runtime_wanted: Global___RuntimeWanted | None = ...,
+        kubernetes_wanted: Global___KubernetesWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "ports", b"ports", "removed", b"removed", "runtime_wanted", b"runtime_wanted", "synced", b"synced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "kubernetes_wanted", b"kubernetes_wanted", "ports", b"ports", "removed", b"removed", "runtime_wanted", b"runtime_wanted", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "ports", b"ports", "removed", b"removed", "runtime_wanted", b"runtime_wanted", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "kubernetes_wanted", b"kubernetes_wanted", "ports", b"ports", "removed", b"removed", "runtime_wanted", b"runtime_wanted", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["ports", "removed", "synced", "runtime_wanted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["ports", "removed", "synced", "runtime_wanted", "kubernetes_wanted"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -697,3 +703,57 @@ class RuntimeWanted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RuntimeWanted: _TypeAlias = RuntimeWanted  # noqa: Y015
+
+@_typing.final
+class KubernetesWanted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KubernetesWanted: _TypeAlias = KubernetesWanted  # noqa: Y015
+
+@_typing.final
+class SetKubernetesAddressRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """https://127.0.0.1:PORT of the host"""
+    context: _builtins.str
+    """the kubeconfig's context, such as arcbox-dev"""
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        context: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "endpoint", b"endpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKubernetesAddressRequest: _TypeAlias = SetKubernetesAddressRequest  # noqa: Y015
+
+@_typing.final
+class SetKubernetesAddressResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKubernetesAddressResponse: _TypeAlias = SetKubernetesAddressResponse  # noqa: Y015

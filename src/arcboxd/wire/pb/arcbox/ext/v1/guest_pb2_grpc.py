@@ -80,6 +80,11 @@ class GuestServiceStub:
                 request_serializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileRequest.SerializeToString,
                 response_deserializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.FromString,
                 _registered_method=True)
+        self.SetKubernetesAddress = channel.unary_unary(
+                '/arcbox.ext.v1.GuestService/SetKubernetesAddress',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SetKubernetesAddressRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SetKubernetesAddressResponse.FromString,
+                _registered_method=True)
 
 
 class GuestServiceServicer:
@@ -153,6 +158,13 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetKubernetesAddress(self, request, context):
+        """Tells where the host reaches the cluster's API server, for kubeconfigs; kept until the cluster is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GuestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -200,6 +212,11 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.MmapReadFile,
                     request_deserializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileRequest.FromString,
                     response_serializer=arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.SerializeToString,
+            ),
+            'SetKubernetesAddress': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetKubernetesAddress,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SetKubernetesAddressRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.SetKubernetesAddressResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -445,6 +462,33 @@ class GuestService:
             '/arcbox.ext.v1.GuestService/MmapReadFile',
             arcbox_dot_v1_dot_agent__pb2.MmapReadFileRequest.SerializeToString,
             arcbox_dot_v1_dot_agent__pb2.MmapReadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetKubernetesAddress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/SetKubernetesAddress',
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.SetKubernetesAddressRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.SetKubernetesAddressResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,8 @@ class GuestServiceStub:
     """
     MmapReadFile: _grpc.UnaryUnaryMultiCallable[_agent_pb2.MmapReadFileRequest, _agent_pb2.MmapReadFileResponse]
     """Reads a file through a shared mapping. Past its end the answer is short."""
+    SetKubernetesAddress: _grpc.UnaryUnaryMultiCallable[_guest_pb2.SetKubernetesAddressRequest, _guest_pb2.SetKubernetesAddressResponse]
+    """Tells where the host reaches the cluster's API server, for kubeconfigs; kept until the cluster is deleted."""
 
 @_typing.type_check_only
 class GuestServiceAsyncStub(GuestServiceStub):
@@ -92,6 +94,8 @@ class GuestServiceAsyncStub(GuestServiceStub):
     """
     MmapReadFile: _aio.UnaryUnaryMultiCallable[_agent_pb2.MmapReadFileRequest, _agent_pb2.MmapReadFileResponse]  # type: ignore[assignment]
     """Reads a file through a shared mapping. Past its end the answer is short."""
+    SetKubernetesAddress: _aio.UnaryUnaryMultiCallable[_guest_pb2.SetKubernetesAddressRequest, _guest_pb2.SetKubernetesAddressResponse]  # type: ignore[assignment]
+    """Tells where the host reaches the cluster's API server, for kubeconfigs; kept until the cluster is deleted."""
 
 class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -175,5 +179,13 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.MmapReadFileResponse, _abc.Awaitable[_agent_pb2.MmapReadFileResponse]]:
         """Reads a file through a shared mapping. Past its end the answer is short."""
+
+    @_abc_1.abstractmethod
+    def SetKubernetesAddress(
+        self,
+        request: _guest_pb2.SetKubernetesAddressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.SetKubernetesAddressResponse, _abc.Awaitable[_guest_pb2.SetKubernetesAddressResponse]]:
+        """Tells where the host reaches the cluster's API server, for kubeconfigs; kept until the cluster is deleted."""
 
 def add_GuestServiceServicer_to_server(servicer: GuestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
