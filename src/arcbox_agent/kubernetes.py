@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _ANSWER_S = 20.0  # clients wait about 30 s for an answer
 _DISK_S = 900.0  # the host may have to fetch it
 _POLL_S = 0.25
-_API_POLL_S = 1.0
+_API_POLL_S = 2.0
 _NONE = "There is no cluster: none was started."
 
 _log = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ _PKI = "/etc/kubernetes/pki"
 _KEPT_KEYS = ("ca", "etcd/ca", "front-proxy-ca", "sa")
 _KEYS_LAST_S = 180 * 24 * 3600
 """Half of what kubeadm makes them for."""
-_WAIT_S = 60.0
+_WAIT_S = 180.0
 _POLL_S = 0.1
 _STEP_S = 300.0
 
@@ -94,18 +94,26 @@ class Upstream(Distribution):
         return strong if os.path.exists(strong) else f"{folder}/admin.conf"
 
     async def start(self, cluster: Cluster) -> None:
-        """Start the API server and what it needs; keys are made while containerd starts.
+        """Start the API server and what it needs. Keys are made anew after half of their life.
 
         (T) The others, started with it, keep it from the processors: with all of them at once it
         had not answered after nine minutes.
         """
         release = Release(self.version)
         write_configs(self.layout, cluster, release)
+        age_s = time.time() - cluster.keys_unix_s
+        has_keys = cluster.keys_unix_s and 0 <= age_s < _KEYS_LAST_S
         containerd = asyncio.ensure_future(self._start_containerd())
         try:
-            await self._make_keys(cluster, release)
+            if not has_keys:
+                drop_leaf_keys(f"{self.layout.root}/etc/kubernetes")
+                await self._kubeadm("init", "phase", "certs", "all", "--config", self._config)
             for name in ("etcd", "kube-apiserver"):
                 self._begin(name, cluster, release)
+            if not has_keys:
+                await self._make_kubeconfigs(release)
+                cluster.keys_unix_s = int(time.time())
+                cluster.save(self.layout)
             await containerd
         finally:
             containerd.cancel()
@@ -116,8 +124,7 @@ class Upstream(Distribution):
             self._begin(name, cluster, Release(self.version))
         if not has_coredns(self.layout.images()):
             return
-        config = f"{self.layout.run}/kubeadm.yaml"
-        await self._kubeadm("init", "phase", "addon", "coredns", "--config", config)
+        await self._kubeadm("init", "phase", "addon", "coredns", "--config", self._config)
 
     def _begin(self, name: str, cluster: Cluster, release: Release) -> None:
         argv = component_argv(name, self.layout, cluster, release)
@@ -140,26 +147,23 @@ class Upstream(Distribution):
             argv = ["--address", socket, "--namespace", "k8s.io", "images", "import", image]
             await self._step(f"{runtime.bin}/ctr", *argv)
 
-    # Keys
+    async def _make_kubeconfigs(self, release: Release) -> None:
+        """Make the components' and the administrator's, which the API server does not need.
 
-    async def _make_keys(self, cluster: Cluster, release: Release) -> None:
-        """Make keys and kubeconfigs, where they are missing or half of their life is over."""
-        age_s = time.time() - cluster.keys_unix_s
-        if cluster.keys_unix_s and 0 <= age_s < _KEYS_LAST_S:
-            return
-        drop_leaf_keys(f"{self.layout.root}/etc/kubernetes")
-        config = f"{self.layout.run}/kubeadm.yaml"
-        await self._kubeadm("init", "phase", "certs", "all", "--config", config)
-        proxy = f"{self.layout.root}/etc/kubernetes/kube-proxy.conf"
+        kubeadm of 1.20 makes RSA keys for these, whatever it was told.
+        """
         text, _ = await asyncio.gather(
             self._kubeadm(*release.kubeconfig_command, "--client-name", "system:kube-proxy",
-                          "--config", config),
-            self._kubeadm("init", "phase", "kubeconfig", "all", "--config", config),
+                          "--config", self._config),
+            self._kubeadm("init", "phase", "kubeconfig", "all", "--config", self._config),
         )  # fmt: skip
         # The file's end is what counts: the command may write warnings before it.
-        files.write(proxy, text[text.index("apiVersion:") :], mode=0o600)
-        cluster.keys_unix_s = int(time.time())
-        cluster.save(self.layout)
+        path = f"{self.layout.root}/etc/kubernetes/kube-proxy.conf"
+        files.write(path, text[text.index("apiVersion:") :], mode=0o600)
+
+    @property
+    def _config(self) -> str:
+        return f"{self.layout.run}/kubeadm.yaml"
 
     async def _kubeadm(self, *words: str) -> str:
         return await self._step(f"{self.layout.bin}/kubeadm", *words)

@@ -211,7 +211,7 @@ class Runtime:
         return self.supervisor.start(config.containerd_service(self.layout))
 
     async def _docker_answers(self) -> bool:
-        return await self._doctor.docker_pid() is not None
+        return await self._doctor.docker_pid() is not None and await self._doctor.have_met()
 
     async def _wait_for(self, unit: Unit, answers: Callable[[], Awaitable[bool]]) -> None:
         """Wait until a daemon that was started answers."""

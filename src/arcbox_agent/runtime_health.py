@@ -87,7 +87,7 @@ class Doctor:
             return await self._look_at_own(peer, runc)
         versions = self._layout.versions()
         part = self._part("dockerd", peer is not None, versions, self._layout.docker_socket)
-        if containerd and peer is not None and not await self._have_met():
+        if containerd and peer is not None and not await self.have_met():
             part = Part(
                 name="dockerd", status=NOT_READY, detail="has not found the new containerd yet"
             )
@@ -98,7 +98,7 @@ class Doctor:
             is_own=False,
         )
 
-    async def _have_met(self) -> bool:
+    async def have_met(self) -> bool:
         """Say whether dockerd has found a containerd that began after it.
 
         It looks every few seconds. Until then it answers, but neither starts nor ends containers,

@@ -83,9 +83,9 @@ def status(host: Host, name: str = NAME) -> agent_pb2.RuntimeStatusResponse:
     return host.ext.GetRuntimeStatus(host_pb2.MachineRuntimeStatusRequest(id=name), timeout=60)
 
 
-def fetch(port: int, path: str = "/") -> str:
+def fetch(port: int, path: str = "/", timeout_s: float = 20) -> str:
     """Read a page from a port of this host."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=timeout_s) as answer:
         return str(answer.read().decode())
 
 
@@ -401,13 +401,14 @@ def check_steady(host: Host, docker: Docker, port: str) -> None:
     """Make sure that Docker, its container and the container's port are all there."""
     until(lambda: ready(host), 180, "docker")
     assert docker.inspect("steady", ".State.Running") == "true"
-    until(lambda: _serves(int(port)), 20, "the port")
+    until(lambda: _serves(int(port)), 60, "the port")
 
 
 def _serves(port: int) -> bool:
-    # A forward takes connections at once, and resets them while nothing listens behind it.
+    # A forward takes connections at once, and resets them while nothing listens behind it; one that
+    # comes while dockerd writes its rules anew waits for TCP to try again.
     try:
-        return fetch(port) == "steady\n"
+        return fetch(port, timeout_s=5) == "steady\n"
     except OSError:
         return False
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import pwd
 import re
 import shutil
@@ -13,10 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arcboxd.cli.sizes import format_size
 from arcboxd.errors import ArcboxError
 from arcboxd.paths import SUN_PATH_MAX, Paths
+
+if TYPE_CHECKING:
+    from arcboxd.hypervisor.qemu.platforms import Platform
 
 _TOOL_TIMEOUT_S = 10.0
 QEMU_FLOOR = (7, 2)
@@ -48,7 +51,7 @@ class Finding:
 def every(paths: Paths) -> Iterator[Finding]:
     """Look at everything, one at a time."""
     yield accelerator(paths)
-    yield qemu()
+    yield from qemus()
     yield from (tool(*row) for row in _TOOLS)
     yield filesystem_tools()
     yield busybox()
@@ -90,22 +93,32 @@ def accelerator(paths: Paths) -> Finding:
     return Finding("accelerator", Verdict.WARNING, detail, mend)
 
 
-def qemu() -> Finding:
-    """Find QEMU for this processor, and its version."""
-    arch = {"aarch64": "aarch64", "arm64": "aarch64"}.get(platform.machine(), "x86_64")
-    program = f"qemu-system-{arch}"
-    mend = f"apt-get install qemu-system-{'arm' if arch == 'aarch64' else 'x86'}"
+def qemus() -> Iterator[Finding]:
+    """Find QEMU for this processor, without which nothing works, and for the others."""
+    from arcboxd.assets.mirror import host_arch
+    from arcboxd.hypervisor.qemu.platforms import PLATFORMS, platform_of
+
+    own = host_arch()
+    yield qemu("qemu", platform_of(own), Verdict.MISSING)
+    for arch in PLATFORMS.keys() - {own}:
+        yield qemu(f"qemu for {arch}", PLATFORMS[arch], Verdict.WARNING)
+
+
+def qemu(name: str, wanted: Platform, verdict: Verdict) -> Finding:
+    """Find one QEMU, and its version; the verdict is that of its absence."""
+    program = wanted.program
+    mend = f"apt-get install {wanted.package}"
     if (path := _which(program)) is None:
-        return Finding("qemu", Verdict.MISSING, f"{program} is not installed", mend)
+        return Finding(name, verdict, f"{program} is not installed", mend)
     text = _output([path, "--version"])
     match = re.search(r"version (\d+)\.(\d+)", text)
     if match is None:
-        return Finding("qemu", Verdict.MISSING, f"{path} does not tell its version", mend)
+        return Finding(name, verdict, f"{path} does not tell its version", mend)
     version = int(match[1]), int(match[2])
     detail = f"{path}, version {match[1]}.{match[2]}"
     if version < QEMU_FLOOR:
-        return Finding("qemu", Verdict.MISSING, f"{detail}: 7.2 or newer is needed", mend)
-    return Finding("qemu", Verdict.OK, detail)
+        return Finding(name, verdict, f"{detail}: 7.2 or newer is needed", mend)
+    return Finding(name, Verdict.OK, detail)
 
 
 def tool(program: str, package: str, purpose: str, needed: bool) -> Finding:

@@ -34,13 +34,13 @@ def build(settings: Settings, paths: Paths) -> Parts:
     Raises:
         InvalidArgumentError: The accelerator asked for does not exist.
     """
-    accelerator = choose_accelerator(settings.accelerator)
+    hypervisor = QemuHypervisor(choose_accelerator(settings.accelerator))
     mirror = None
     if settings.debian_mirror:
         mirror = Mirror(settings.debian_mirror, settings.debian_security_mirror)
     return Parts(
-        hypervisor=QemuHypervisor(accelerator),
-        connector=LinkConnector(timeout_scale=accelerator.timeout_scale),
+        hypervisor=hypervisor,
+        connector=LinkConnector(lambda arch: hypervisor.accelerator_for(arch).timeout_scale),
         assets=AssetStore(paths, mirror=mirror),
         images=ImageStore(paths, image_origins(settings, mirror), run_guest=run_once),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from arcboxd.domain.guest import Identity
 from arcboxd.domain.machine import Machine
 from arcboxd.guest.agent import LinkedAgent
@@ -11,9 +13,9 @@ from arcboxd.paths import MachinePaths
 class LinkConnector:
     """Implements `arcboxd.machines.interfaces.AgentConnector`."""
 
-    def __init__(self, *, timeout_scale: float) -> None:
-        """Multiply the deadlines of calls by the accelerator's ``timeout_scale``."""
-        self._scale = timeout_scale
+    def __init__(self, scale_of: Callable[[str], float]) -> None:
+        """Multiply the deadlines of calls by what this gives for a machine's architecture."""
+        self._scale_of = scale_of
 
     async def connect(
         self, machine: Machine, paths: MachinePaths, identity: Identity | None
@@ -28,7 +30,7 @@ class LinkConnector:
             paths.link_socket,
             paths.agent_socket,
             identity,
-            timeout_scale=self._scale,
+            timeout_scale=self._scale_of(machine.spec.arch),
         )
         await agent.open()
         return agent

@@ -31,22 +31,12 @@ bootstrap() {
     --skip=download/empty --skip=essential/unlink \
     --setup-hook='mkdir -p "$1/var/cache/apt/archives"' \
     --setup-hook="sync-in '$cache' /var/cache/apt/archives" \
-    --customize-hook="sync-out /var/cache/apt/archives '$cache'" \
-    "$@" "$suite" "$tree" "$sources"
+    "$@" --customize-hook="sync-out /var/cache/apt/archives '$cache'" \
+    "$suite" "$tree" "$sources"
 }
 
-# Unpack a package without its preinst, which is kept beside: dpkg would run it.
-without_preinst() {
-  case $(dpkg-deb --ctrl-tarfile "$1" | tar --list) in
-  *./preinst*) ;;
-  *) return 1 ;;
-  esac
-  dpkg-deb --raw-extract "$1" "$work/package"
-  name=${1##*/}
-  mv "$work/package/DEBIAN/preinst" "$setup/preinst/${name%%_*}"
-  chmod 755 "$setup/preinst/${name%%_*}"
-  dpkg-deb -Znone --build "$work/package" "$2/" >/dev/null
-  rm -r "$work/package"
+has_preinst() {
+  dpkg-deb --ctrl-tarfile "$1" | tar --list | grep -qx ./preinst
 }
 
 case $how in
@@ -57,23 +47,36 @@ native)
 foreign)
   # What mmdebstrap's "minbase" has, fetched only.
   wanted="'?essential' '?priority(required)' apt $(echo "$packages" | tr , ' ')"
+  apt="APT_CONFIG=\$MMDEBSTRAP_APT_CONFIG apt-get -qq --yes"
   bootstrap --variant=custom --skip=check/qemu --skip=cleanup/apt \
-    --customize-hook="APT_CONFIG=\$MMDEBSTRAP_APT_CONFIG apt-get -qq --yes --download-only install $wanted"
+    --customize-hook="$apt --download-only install $wanted" \
+    --customize-hook="$apt --simulate install $wanted >'$work/simulated'"
   echo "I: arcbox: unpacking" >>"$work/build.log"
   mkdir -p "$setup/preinst" "$work/unpack"
   cp "$work/configure.sh" "$work/settings.sh" "$setup"
-  for deb in "$tree"/var/cache/apt/archives/*.deb; do
-    without_preinst "$deb" "$work/unpack" || mv "$deb" "$work/unpack"
-  done
+  # The cache may have others besides.
+  sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) [^)]*\[\([^]]*\)\]).*/\1 \2 \3/p' "$work/simulated" >"$work/chosen"
+  while read -r name version of; do
+    deb=$tree/var/cache/apt/archives/${name}_$(echo "$version" | sed 's/:/%3a/g')_$of.deb
+    if has_preinst "$deb"; then
+      # dpkg would run it: it is kept beside instead.
+      dpkg-deb --raw-extract "$deb" "$work/package"
+      mv "$work/package/DEBIAN/preinst" "$setup/preinst/$name"
+      chmod 755 "$setup/preinst/$name"
+      dpkg-deb -Znone --build "$work/package" "$work/unpack/" >/dev/null
+      rm -r "$work/package"
+    else
+      mv "$deb" "$work/unpack"
+    fi
+  done <"$work/chosen"
+  rm -r "$tree"/var/cache/apt/* "$tree"/var/lib/apt/lists/*
   for folder in bin sbin lib; do
     if [ ! -e "$tree/$folder" ]; then
       mkdir -p "$tree/usr/$folder"
       ln -s "usr/$folder" "$tree/$folder"
     fi
   done
-  # The first option: the host's own rules do not count here.
-  dpkg --root="$tree" --path-include='/*' "$@" --force-depends --no-triggers --unpack "$work"/unpack/*.deb \
-    >>"$work/build.log" 2>&1
+  dpkg --root="$tree" "$@" --force-depends --no-triggers --unpack "$work"/unpack/*.deb >>"$work/build.log" 2>&1
   rm -f "$tree/var/lib/dpkg/arch" # of this host's dpkg
   rm -r "$work/unpack"
   ;;

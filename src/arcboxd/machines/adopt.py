@@ -120,7 +120,7 @@ async def _find(ctx: Context, machine: Machine) -> Vm | None:
         if found.process is None:
             raise ArcboxError("something listens at its monitor, but which process is not known")
         process = found.process
-    async with asyncio.timeout(ctx.scaled(_ATTEMPT_S)):
+    async with asyncio.timeout(ctx.scaled(_ATTEMPT_S, machine)):
         return await ctx.hypervisor.adopt(_config(ctx, machine), process)
 
 
@@ -229,7 +229,7 @@ async def _take_over(ctx: Context, machine: Machine, vm: Vm) -> None:
     shares.follow(ctx, machine.id, running)
     detail = ""
     try:
-        await agent.wait_ready(ctx.scaled(_AGENT_S))
+        await agent.wait_ready(ctx.scaled(_AGENT_S, machine))
         await shares.bring(ctx, machine, running)
     except TooLateError:
         detail = "it was adopted, and its agent has not answered since"

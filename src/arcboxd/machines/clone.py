@@ -127,7 +127,7 @@ async def _write_back(ctx: Context, source: Machine, running: Running) -> None:
     """Let the guest write what it holds back; a copy without that is only older."""
     spec = ExecSpec(argv=("sync",), user="root")
     try:
-        async with asyncio.timeout(ctx.scaled(_SYNC_S)):
+        async with asyncio.timeout(ctx.scaled(_SYNC_S, source)):
             async for output in running.agent.exec(spec, no_input()):
                 if isinstance(output, ExecExit) and output.code:
                     _log.info("sync in %s: %s %s", source.spec.name, output.code, output.reason)

@@ -14,7 +14,7 @@ from arcboxd.domain.guest import Identity
 from arcboxd.domain.machine import Machine
 from arcboxd.errors import HypervisorError, TooLateError
 from arcboxd.hypervisor.base import DataDisk, Vm, VmConfig
-from arcboxd.machines import console, ssh
+from arcboxd.machines import console, kernels, ssh
 from arcboxd.machines.context import Context
 from arcboxd.machines.interfaces import GuestAgent
 from arcboxd.machines.undo import Undo
@@ -42,7 +42,9 @@ async def vm_config(ctx: Context, machine: Machine, paths: MachinePaths | None =
     runtime = paths.runtime_marker.exists()
     assets = await ctx.assets.ensure(spec.arch, ctx.reporter(machine))
     if spec.kernel:
-        assets = replace(assets, kernel=Path(spec.kernel), kernel_version="")
+        own = Path(spec.kernel)
+        told = await asyncio.to_thread(kernels.release, own)
+        assets = replace(assets, kernel=own, kernel_version=told)
     return VmConfig(
         machine_id=machine.id,
         name=spec.name,

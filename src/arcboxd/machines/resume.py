@@ -97,7 +97,7 @@ async def _load(ctx: Context, machine: Machine) -> tuple[Machine, Vm]:
 
 
 def _check(ctx: Context, machine: Machine, memory: Saved) -> None:
-    ours = ctx.hypervisor.accelerator.name
+    ours = ctx.hypervisor.accelerator_for(machine.spec.arch).name
     if memory.accelerator != ours:
         raise PreconditionError(
             f"machine {machine.spec.name!r} was suspended under {memory.accelerator}, and this "

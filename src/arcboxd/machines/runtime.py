@@ -134,19 +134,19 @@ async def ensure(ctx: Context, ref: str, *, start_if_needed: bool) -> RuntimeAns
         return RuntimeAnswer(
             ready=False, endpoint="", message=_at_rest(ctx, machine), status=FAILED
         )
-    return await _look(ctx, running)
+    return await _look(ctx, machine, running)
 
 
-async def _look(ctx: Context, running: Running) -> RuntimeAnswer:
-    timeout_s = ctx.scaled(_LOOK_S)
+async def _look(ctx: Context, machine: Machine, running: Running) -> RuntimeAnswer:
+    timeout_s = ctx.scaled(_LOOK_S, machine)
     return await running.agent.ensure_runtime(start_if_needed=False, timeout_s=timeout_s)
 
 
 async def _ensure(ctx: Context, machine_id: str) -> RuntimeAnswer:
     machine, running = await have_running(ctx, machine_id, "start the container runtime of")
-    answer = await _look(ctx, running)
+    answer = await _look(ctx, machine, running)
     if not answer.ready:
-        answer = await _begin(ctx, machine_id, running)
+        answer = await _begin(ctx, machine, running)
     if answer.ready:
         await _mark(ctx, machine_id)
         if answer.status == STARTED and not machine.spec.kernel:
@@ -157,22 +157,22 @@ async def _ensure(ctx: Context, machine_id: str) -> RuntimeAnswer:
     return answer
 
 
-async def _begin(ctx: Context, machine_id: str, running: Running) -> RuntimeAnswer:
+async def _begin(ctx: Context, machine: Machine, running: Running) -> RuntimeAnswer:
     """Let the agent start the runtime; what it does before it needs the disk goes on meanwhile."""
-    plugging = asyncio.ensure_future(plug(ctx, machine_id))
-    asking = asyncio.ensure_future(_ask(ctx, running))
+    plugging = asyncio.ensure_future(plug(ctx, machine.id))
+    asking = asyncio.ensure_future(_ask(ctx, machine, running))
     try:
         await asyncio.wait({plugging, asking}, return_when=asyncio.FIRST_COMPLETED)
         if not asking.done() and plugging.exception() is not None:
             # Only a Docker of the guest's own can be ready now.
-            await asyncio.wait({asking}, timeout=ctx.scaled(_OWN_S))
+            await asyncio.wait({asking}, timeout=ctx.scaled(_OWN_S, machine))
         if not asking.done():
             await plugging
         answer = await asking
         if not answer.ready and not plugging.done():
             # The agent waits a minute, and the disk may take longer to build.
             await plugging
-            answer = await _ask(ctx, running)
+            answer = await _ask(ctx, machine, running)
         return answer
     finally:
         for task in (plugging, asking):
@@ -180,8 +180,8 @@ async def _begin(ctx: Context, machine_id: str, running: Running) -> RuntimeAnsw
         await asyncio.gather(plugging, asking, return_exceptions=True)
 
 
-async def _ask(ctx: Context, running: Running) -> RuntimeAnswer:
-    timeout_s = ctx.scaled(_ENSURE_S) + _DISK_S
+async def _ask(ctx: Context, machine: Machine, running: Running) -> RuntimeAnswer:
+    timeout_s = ctx.scaled(_ENSURE_S, machine) + _DISK_S
     return await running.agent.ensure_runtime(start_if_needed=True, timeout_s=timeout_s)
 
 
@@ -202,7 +202,7 @@ async def have_running(ctx: Context, machine_id: str, verb: str) -> tuple[Machin
             break
         await operation.wait()
     machine, running = await ctx.running_machine(machine_id, verb)
-    await running.agent.wait_ready(ctx.scaled(_READY_S))
+    await running.agent.wait_ready(ctx.scaled(_READY_S, machine))
     return machine, running
 
 

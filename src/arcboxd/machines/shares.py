@@ -19,7 +19,8 @@ from arcboxd.machines.undo import Undo
 _log = logging.getLogger(__name__)
 
 FILESYSTEM = "9p"
-_UNPLUG_S = 5.0
+_UNPLUG_S = 15.0
+"""Where there is no ACPI a guest waits 5 s, in case a button were pressed again."""
 """Under kvm, for a guest to let go of a device that it does not use."""
 
 

@@ -46,7 +46,7 @@ async def ssh_info(ctx: Context, ref: str) -> SshInfo:
         PreconditionError: No SSH server listens in the guest.
     """
     machine, running = await ctx.running_machine(ref, "reach")
-    timeout_s = ctx.scaled(_SSHD_TIMEOUT_S)
+    timeout_s = ctx.scaled(_SSHD_TIMEOUT_S, machine)
     if not await running.agent.wait_for_port(GUEST_PORT, timeout_s):
         name = machine.spec.name
         raise PreconditionError(

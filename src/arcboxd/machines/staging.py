@@ -78,7 +78,7 @@ async def _stage(ctx: Context, template: Template) -> Staged:
         undo.push_async_callback(templates.delete, paths.directory)
         vm = await templates.restore(ctx, template, config, template.shape.disk_bytes)
         undo.push_async_callback(vm.kill)
-        timeout_s = ctx.scaled(_ANSWER_S)
+        timeout_s = ctx.scaled(_ANSWER_S, machine)
         agent = await first_answer(ctx, machine, paths, vm, None, timeout_s=timeout_s, paused=True)
         try:
             async with asyncio.timeout(timeout_s):

@@ -95,7 +95,7 @@ async def _begin(ctx: Context, machine: Machine) -> None:
     await asyncio.sleep(_FIRST_COMMAND_S)
     async with ctx.begins:
         try:
-            async with asyncio.timeout(ctx.scaled(_OTHERS_S)):
+            async with asyncio.timeout(ctx.scaled(_OTHERS_S, machine)):
                 await ctx.locks.free_of("start")
         except TimeoutError:
             _log.debug("services of %s begin though machines start", machine.spec.name)
@@ -106,7 +106,7 @@ async def _begin(ctx: Context, machine: Machine) -> None:
         except ArcboxError as error:
             # It does so by itself before long.
             _log.info("services of %s were not begun: %s", machine.spec.name, error)
-        await asyncio.sleep(ctx.scaled(_SERVICES_S))
+        await asyncio.sleep(ctx.scaled(_SERVICES_S, machine))
 
 
 async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found: Template) -> str:
@@ -214,7 +214,8 @@ async def finish(ctx: Context, machine: Machine, vm: Vm, *, restored: bool = Fal
         TooLateError: The agent did not answer in time.
         ArcboxError: The agent's link or the monitor broke.
     """
-    timeout_s = ctx.scaled(_TEMPLATE_TIMEOUT_S if restored else ctx.settings.start_timeout_s)
+    seconds = _TEMPLATE_TIMEOUT_S if restored else ctx.settings.start_timeout_s
+    timeout_s = ctx.scaled(seconds, machine)
     paths = ctx.paths.machine(machine.id)
     async with Undo() as undo:
         who = identity(ctx, machine)
@@ -265,8 +266,9 @@ async def _launch(
     ctx.paths.machine(machine.id).console_log.unlink(missing_ok=True)
     vm = await on_a_port(ctx, machine, launch)
     try:
+        accelerator = ctx.hypervisor.accelerator_for(machine.spec.arch)
         # At once: from here on a daemon that dies leaves a process that the next one can find.
-        changes |= {"process": vm.process, "accelerator": ctx.hypervisor.accelerator.name}
+        changes |= {"process": vm.process, "accelerator": accelerator.name}
         await ctx.registry.change(machine.id, **changes)
     except BaseException:
         await complete(vm.kill())

@@ -117,18 +117,18 @@ async def _graceful(ctx: Context, machine: Machine, running: Running) -> None:
     """Ask in two ways, and return when the process is gone or the time is over."""
     grace_s = ctx.settings.stop_grace_s
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + ctx.scaled(grace_s + _KILL_MARGIN_S)
+    deadline = loop.time() + ctx.scaled(grace_s + _KILL_MARGIN_S, machine)
     asked = False
     try:
-        async with asyncio.timeout(ctx.scaled(_ASK_S)):
+        async with asyncio.timeout(ctx.scaled(_ASK_S, machine)):
             await running.agent.shutdown(max(1, int(grace_s)))
         asked = True
     except (ArcboxError, TimeoutError) as error:
         _log.info("agent of %s was not asked to shut down: %s", machine.spec.name, error)
-    if asked and await _exited(running.vm, loop.time() + ctx.scaled(grace_s / 2)):
+    if asked and await _exited(running.vm, loop.time() + ctx.scaled(grace_s / 2, machine)):
         return
     try:
-        async with asyncio.timeout(ctx.scaled(_POWERDOWN_S)):
+        async with asyncio.timeout(ctx.scaled(_POWERDOWN_S, machine)):
             await running.vm.powerdown()
     except (HypervisorError, TimeoutError) as error:
         _log.info("power button of %s was not pressed: %s", machine.spec.name, error)

@@ -116,6 +116,6 @@ async def _reconnect(ctx: Context, machine: Machine, running: Running) -> None:
         await running.agent.close()
         running.agent = await ctx.connector.connect(machine, paths, identity(ctx, machine))
         shares.follow(ctx, machine.id, running)
-        await unless_exit(running.vm, running.agent.wait_ready(ctx.scaled(_AGENT_S)))
+        await unless_exit(running.vm, running.agent.wait_ready(ctx.scaled(_AGENT_S, machine)))
     except (ArcboxError, ExitedError) as error:
         _log.warning("the agent of machine %s is out of reach: %s", machine.spec.name, error)

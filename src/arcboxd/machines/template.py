@@ -111,7 +111,7 @@ async def make(
             undo.push_async_callback(vm.kill)
             await _settle(ctx, machine, work, vm, report, runtime=runtime)
             report("making a template: freezing", 0, 0)
-            state = await _freeze(vm, work, ctx.scaled(_SAVE_S))
+            state = await _freeze(vm, work, ctx.scaled(_SAVE_S, machine))
             facts: dict[str, object] = {
                 "distro": spec.distro,
                 "version": spec.version,
@@ -144,7 +144,7 @@ def make_soon(ctx: Context, machine: Machine, *, runtime: bool = False) -> None:
         return
 
     async def work() -> None:
-        await asyncio.sleep(ctx.scaled(_AFTER_START_S))
+        await asyncio.sleep(ctx.scaled(_AFTER_START_S, machine))
         try:
             await make(ctx, machine.spec, _quiet, runtime=runtime, background=True)
         except ArcboxError as error:
@@ -379,23 +379,22 @@ async def _settle(
         ssh_host_keys=ssh.host_keys(work),
         disk_bytes=machine.spec.disk_bytes,
     )
-    timeout_s = ctx.scaled(ctx.settings.start_timeout_s)
+    timeout_s = ctx.scaled(ctx.settings.start_timeout_s, machine)
     agent = await first_answer(ctx, machine, work, vm, who, timeout_s=timeout_s)
     try:
         try:
             if runtime:
                 report("making a template: starting the container runtime", 0, 0)
-                await unless_exit(vm, _with_runtime(ctx, agent))
+                await unless_exit(vm, _with_runtime(agent, ctx.scaled(_RUNTIME_S, machine)))
             report("making a template: waiting for it to come to rest", 0, 0)
-            await unless_exit(vm, agent.settle(ctx.scaled(_SETTLE_S)))
+            await unless_exit(vm, agent.settle(ctx.scaled(_SETTLE_S, machine)))
         except ExitedError:
             raise HypervisorError("the machine that was to be a template ended") from None
     finally:
         await agent.close()
 
 
-async def _with_runtime(ctx: Context, agent: GuestAgent) -> None:
-    timeout_s = ctx.scaled(_RUNTIME_S)
+async def _with_runtime(agent: GuestAgent, timeout_s: float) -> None:
     answer = await agent.ensure_runtime(start_if_needed=True, timeout_s=timeout_s)
     if not answer.ready:
         raise HypervisorError(f"the container runtime did not start: {answer.message}")

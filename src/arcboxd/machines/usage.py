@@ -83,14 +83,14 @@ async def _measure(ctx: Context, machine: Machine, running: Running) -> MachineU
         shared_bytes=sizes["Shared_Clean"] + sizes["Shared_Dirty"],
         swapped_bytes=sizes["SwapPss"],
         memory_bytes=machine.spec.memory_bytes,
-        guest_used_bytes=await _guest_used(ctx, running),
+        guest_used_bytes=await _guest_used(running, ctx.scaled(_GUEST_S, machine)),
         cpu_seconds=sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"),
     )
 
 
-async def _guest_used(ctx: Context, running: Running) -> int:
+async def _guest_used(running: Running, timeout_s: float) -> int:
     try:
-        async with asyncio.timeout(ctx.scaled(_GUEST_S)):
+        async with asyncio.timeout(timeout_s):
             info = await running.agent.system_info()
     except (ArcboxError, TimeoutError):
         return 0

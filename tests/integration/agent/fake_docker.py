@@ -9,6 +9,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -25,6 +26,8 @@ class FakeDocker:
         self.chunked = True
         self.silent = False
         self.live_restore = True
+        self.apart: Callable[[], bool] = lambda: False
+        """Whether it has not found its containerd."""
         self._listeners: list[asyncio.Queue[Json]] = []
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -100,6 +103,9 @@ class FakeDocker:
     def _find(self, path: str) -> tuple[int, bytes]:
         if path == "/_ping":
             return 200, b"OK"
+        if path == "/version":
+            found_it = [] if self.apart() else [{"Name": "containerd", "Version": "1.7.0"}]
+            return 200, json.dumps({"Components": [{"Name": "Engine"}, *found_it]}).encode()
         if path == "/info":
             return 200, json.dumps({"LiveRestoreEnabled": self.live_restore}).encode()
         if path == "/containers/json":
@@ -152,6 +158,7 @@ class FakeDocker:
 async def main(config_path: str) -> None:
     config = json.loads(Path(config_path).read_text())
     docker = FakeDocker()
+    docker.apart = Path(config_path).with_name("apart").exists
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)

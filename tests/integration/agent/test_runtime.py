@@ -208,6 +208,21 @@ async def test_what_is_killed_comes_back(machine: Machine) -> None:
         assert (await machine.ensure(START)).ready
 
 
+async def test_a_containerd_that_dockerd_has_not_found_yet(machine: Machine) -> None:
+    install(machine.root)
+    assert (await machine.ensure(START)).ready
+    (machine.root / "run/arcbox/apart").touch()
+    assert (await machine.ensure(LOOK)).ready, "they began together"
+    os.kill(machine.pid("containerd"), signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while (await machine.services())["containerd"][0] != "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    found = await machine.services()
+    assert found["dockerd"] == ("not_ready", "has not found the new containerd yet")
+    (machine.root / "run/arcbox/apart").unlink()
+    assert (await machine.ensure(LOOK)).ready
+
+
 async def test_what_hangs_is_not_ready(machine: Machine) -> None:
     install(machine.root)
     assert (await machine.ensure(START)).ready

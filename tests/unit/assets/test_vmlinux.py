@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from arcboxd.assets.vmlinux import extract_vmlinux, is_elf
+from arcboxd.assets.vmlinux import extract_image, extract_vmlinux, is_elf
 from arcboxd.errors import CorruptError, UnsupportedError
 
 ELF = b"\x7fELF" + bytes(range(256)) * 64
@@ -82,3 +82,33 @@ def test_what_is_no_kernel_is_refused() -> None:
         extract_vmlinux(bz_image(b"????????????????" + SIZE))
     with pytest.raises(UnsupportedError, match="too old"):
         extract_vmlinux(bz_image(gzip.compress(ELF), version=0x200))
+
+
+IMAGE = b"MZ" + bytes(54) + b"ARM\x64" + bytes(range(256)) * 64
+
+
+def zboot(payload: bytes) -> bytes:
+    """Make an EFI program as kernels for arm64 are packed; the last four bytes are the size."""
+    return b"MZ\0\0zimg" + struct.pack("<II", 64, len(payload) - 4) + bytes(48) + payload + b"tail"
+
+
+IMAGES = {
+    "bare": IMAGE,
+    "gzip": gzip.compress(IMAGE),
+    "zboot gzip": zboot(gzip.compress(IMAGE) + bytes(4)),
+    "zboot xz": zboot(lzma.compress(IMAGE, lzma.FORMAT_XZ) + struct.pack("<I", len(IMAGE))),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_arms_image_is_unpacked(name: str) -> None:
+    assert extract_image(IMAGES[name]) == IMAGE
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_is_no_image_of_arm_is_refused(name: str) -> None:
+    for wrong in (IMAGES[name][: len(IMAGES[name]) // 2], bz_image(ELF + SIZE), b""):
+        if name == "bare" and wrong.startswith(b"MZ"):
+            continue  # nothing in it says how long it is
+        with pytest.raises(CorruptError):
+            extract_image(wrong)
