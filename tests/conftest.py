@@ -10,5 +10,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kubernetes",
         action="store_true",
-        help="run all tests of clusters, which take half an hour under emulation, not just a few",
+        help="run the tests of real clusters too, which take half an hour under emulation",
     )
