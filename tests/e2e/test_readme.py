@@ -40,7 +40,7 @@ def test_the_demo_makes_uses_and_removes_a_machine() -> None:
 def test_the_readme_names_only_commands_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
     arcbox = str(ROOT / ".venv/bin/arcbox")
-    verbs = set(re.findall(r"^\$ arcbox ([a-z]+)", text, re.MULTILINE))
+    verbs = set(re.findall(r"^\$ arcbox ([a-z0-9]+)", text, re.MULTILINE))
     assert verbs
     for verb in verbs:
         done = subprocess.run([arcbox, verb, "--help"], capture_output=True, check=False)

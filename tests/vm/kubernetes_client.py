@@ -66,7 +66,7 @@ class Kubectl:
     @property
     def env(self) -> dict[str, str]:
         """Nothing of the user's own."""
-        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": "/nonexistent"}
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.kubeconfig.parent)}
 
     def run(
         self, *words: str, stdin: bytes | None = None, timeout_s: float = 300

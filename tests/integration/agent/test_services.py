@@ -58,11 +58,19 @@ async def test_system_info_is_true(client: Client) -> None:
     assert {address for address in info.ip_addresses if ":" not in address} == expected
 
 
-async def test_what_this_version_lacks_says_so(client: Client) -> None:
+async def test_a_cluster_needs_its_disk(client: Client) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.agent.StartKubernetes(agent_pb2.KubernetesStartRequest())
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert "version" in (caught.value.details() or "")
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "no disk with Kubernetes" in (caught.value.details() or "")
+    status = await client.agent.GetKubernetesStatus(agent_pb2.KubernetesStatusRequest())
+    assert (status.running, status.api_ready, list(status.services)) == (False, False, [])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.agent.GetKubeconfig(agent_pb2.KubernetesKubeconfigRequest())
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    # Nothing to end and nothing to remove is no error.
+    assert (await client.agent.StopKubernetes(agent_pb2.KubernetesStopRequest())).stopped
+    assert (await client.agent.DeleteKubernetes(agent_pb2.KubernetesDeleteRequest())).detail
 
 
 async def test_shutdown_is_acknowledged_and_spares_a_host(client: Client) -> None:

@@ -26,7 +26,7 @@ _BUNDLE_PLACES = {RUNTIME_NODE: 1, KUBERNETES_NODE: _FIRST_SHARE_PLACE + 2 * SHA
 """Of the disks with programs that all machines share, by the names of their nodes."""
 
 BASE_CMDLINE = (
-    # What tests need no test at each boot, and a kernel that boots alone on its machine.
+    # Nothing here needs a test at each boot; what a board lacks is left out by its platform.
     "quiet panic=-1 cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1"
 )
 # Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there.
