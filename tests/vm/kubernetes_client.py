@@ -66,7 +66,8 @@ class Kubectl:
     @property
     def env(self) -> dict[str, str]:
         """Nothing of the user's own."""
-        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.kubeconfig.parent)}
+        home = str(self.kubeconfig.parent)
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": home}
 
     def run(
         self, *words: str, stdin: bytes | None = None, timeout_s: float = 300
