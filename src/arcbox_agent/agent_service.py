@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SERVICES = "run/arcbox/services"
 """The records of the services under supervision."""
 
-_CLUSTER = "var/lib/arcbox/kubernetes/cluster.json"
 _CLOCK_TOLERANCE_S = 1
 _CONTAINERS_S = 10.0  # for dockerd to stop containers, of the grace of a shutdown
 _LEAST_GRACE_S = 1.0
@@ -171,12 +170,13 @@ class AgentService:
     async def _shut_down(self, grace_s: float, *, restart: bool) -> None:
         """Stop pods and containers in order, which init knows nothing of, then everything."""
         if self._runtime is not None:
+            from arcbox_agent.kubernetes_layout import Layout
             from arcbox_agent.shutdown import DEFAULT_GRACE_S
 
             began = time.monotonic()
             grace_s = grace_s or DEFAULT_GRACE_S
             try:
-                if files.read(f"{self._root}/{_CLUSTER}"):
+                if files.read(Layout(self._runtime.layout).record):
                     await self.kubernetes().shut_down()
                 await self._runtime.shut_down(min(_CONTAINERS_S, grace_s / 2))
             except Exception:  # noqa: BLE001  the machine must go down whatever happens

@@ -25,7 +25,7 @@ from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from arcbox_agent.cgroup import Cgroups
     from arcbox_agent.kubernetes_parts import Distribution
@@ -213,11 +213,7 @@ class Kubernetes:
         await self._system.wait_for_root()
         modprobe = f"{self.layout.runtime.bin}/modprobe"
         self._system.prepare(modprobe)
-        waits: tuple[Awaitable[None], ...] = (
-            self._system.load_modules(modprobe),
-            self._system.wait_booted(),
-        )
-        await asyncio.gather(*waits)
+        await asyncio.gather(self._system.load_modules(modprobe), self._system.wait_booted())
         self._system.forward_packets()
 
     def _take_cluster(self, distribution: Distribution) -> Cluster:

@@ -74,13 +74,11 @@ def _add_machine_verbs(group: typer.Typer) -> None:
     _add_group(group, "mount", "Directories of the host in a machine.", of_mounts)
 
 
-def _add_group(
-    group: typer.Typer, name: str, text: str, verbs: Sequence[_Verb], *, hidden: bool = False
-) -> None:
+def _add_group(group: typer.Typer, name: str, text: str, verbs: Sequence[_Verb]) -> None:
     added = _typer(text)
     for verb in verbs:
         added.command(verb.__name__.removesuffix("_"), cls=session.Verb)(verb)
-    group.add_typer(added, name=name, hidden=hidden)
+    group.add_typer(added, name=name)
 
 
 def _version(wanted: bool) -> None:
@@ -121,7 +119,6 @@ _of_docker: tuple[_Verb, ...] = (docker.status, docker.env, docker.enable, docke
 _add_group(app, "docker", "The docker client and our machines.", _of_docker)
 _of_kubernetes: tuple[_Verb, ...] = (k8s.start, k8s.stop, k8s.delete, k8s.status)
 _of_kubernetes += (k8s.load, k8s.kubeconfig, k8s.enable, k8s.disable)
-# Not shown until agents can run a cluster; today they answer that they cannot.
 _add_group(app, "k8s", "Kubernetes in a machine.", _of_kubernetes)
 _of_daemon = (daemon.start, daemon.stop, daemon.status, daemon.run)
 _add_group(app, "daemon", "The process behind all the others.", _of_daemon)

@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 
 FILESYSTEM = "9p"
 _UNPLUG_S = 15.0
-"""Where there is no ACPI a guest waits 5 s, in case a button were pressed again."""
-"""Under kvm, for a guest to let go of a device that it does not use."""
+"""Under kvm, for a guest to let go of a device that it does not use. Where there is no ACPI it
+waits 5 s first, in case a button were pressed again."""
 
 
 async def bring(ctx: Context, machine: Machine, running: Running) -> None:

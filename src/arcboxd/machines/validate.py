@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import platform
 import pwd
 import re
 import secrets
 from pathlib import Path
 
+from arcboxd.assets.mirror import host_arch
 from arcboxd.domain.image import ARCH_ALIASES
 from arcboxd.domain.machine import MachineSpec, NewMachine
 from arcboxd.errors import InvalidArgumentError
@@ -88,7 +88,7 @@ def check_arch(arch: str) -> str:
         InvalidArgumentError: There is no such architecture.
     """
     if not arch:
-        return ARCH_ALIASES.get(platform.machine(), platform.machine())
+        return host_arch()
     if arch not in ARCH_ALIASES:
         raise InvalidArgumentError(
             f"unknown architecture {arch[:80]!r}", hint=f"known: {', '.join(ARCH_ALIASES)}"
