@@ -34,6 +34,7 @@ from arcboxd.errors import (
     HypervisorError,
     InvalidArgumentError,
     LinkError,
+    MissingToolError,
     NoRoomError,
     PreconditionError,
     TooLateError,
@@ -105,6 +106,8 @@ class World:
     dies_at_start: bool = False
     dies_at_restore: bool = False
     sshd: bool = True
+    missing: str = ""
+    """The program that the host lacks."""
     ports_taken: int = 0
     """How many launches fail because another program was quicker to take the port."""
     console: str = "[    0.000000] Linux version 6.1.0-fake\n"
@@ -292,6 +295,10 @@ class FakeHypervisor:
 
     def accelerator_for(self, _arch: str) -> Accelerator:
         return self.accelerator
+
+    def check(self, _arch: str) -> None:
+        if self._world.missing:
+            raise MissingToolError(f"the program {self._world.missing!r} is not installed")
 
     async def fingerprint(self, config: VmConfig) -> str:
         parts = (config.assets.key, config.cpus, config.memory_bytes, config.runtime_disk)

@@ -313,6 +313,15 @@ class Hypervisor(Protocol):
         """Tell how code of an architecture is run, by the kernel's name of it."""
         ...
 
+    def check(self, arch: str) -> None:
+        """See that machines of an architecture can be run here at all.
+
+        Raises:
+            MissingToolError: The hypervisor for it is not installed.
+            UnsupportedError: There is none for it.
+        """
+        ...
+
     async def fingerprint(self, config: VmConfig) -> str:
         """Digest all that a saved state depends on: board, devices, processor, boot files, program.
 

@@ -110,15 +110,9 @@ class Context:
                     return f"machine {machine.spec.name!r} (ssh)"
         return ""
 
-    def scaled(self, seconds: float, machine: Machine | None = None) -> float:
-        """Stretch a time that was chosen for kvm to what the accelerator of a machine needs.
-
-        Without one, of machines of the host's architecture.
-        """
-        hypervisor = self.hypervisor
-        if machine is None:
-            return seconds * hypervisor.accelerator.timeout_scale
-        return seconds * hypervisor.accelerator_for(machine.spec.arch).timeout_scale
+    def scaled(self, seconds: float, machine: Machine) -> float:
+        """Stretch a time that was chosen for kvm to what the accelerator of a machine needs."""
+        return seconds * self.hypervisor.accelerator_for(machine.spec.arch).timeout_scale
 
     def in_background(self, work: Coroutine[object, object, None], name: str) -> None:
         """Run work beside the calls; it is cancelled when the daemon ends."""

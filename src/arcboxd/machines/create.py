@@ -26,11 +26,12 @@ async def create(ctx: Context, new: NewMachine) -> Machine:
         UnsupportedError: This version or host cannot do it.
         MachineExistsError: The name is taken.
         AssetBuildError: The base image could not be built.
-        MissingToolError: A program is missing on the host.
+        MissingToolError: A program is missing on the host, such as the QEMU of its architecture.
         StoreError: It could not be recorded.
     """
     spec = check_new(new, ctx.settings, ctx.images)
     ctx.registry.check_free(spec.name)
+    ctx.hypervisor.check(spec.arch)
     machine = new_record(ctx, spec)
     paths = ctx.paths.machine(machine.id)
     with ctx.locks.hold(machine, "create"):

@@ -54,7 +54,7 @@ async def _start(ctx: Context, machine_id: str) -> KubernetesStatus:
     machine, running = await runtime.have_running(ctx, machine_id, "start Kubernetes in")
     try:
         await supply(ctx, machine_id)
-        found = await running.agent.start_kubernetes(ctx.scaled(_START_S))
+        found = await running.agent.start_kubernetes(ctx.scaled(_START_S, machine))
     except UnsupportedError:
         await kubernetes_port.release(ctx, machine)
         raise
@@ -127,7 +127,7 @@ async def stop(ctx: Context, ref: str) -> KubernetesStopped:
     machine, running = await _running(ctx, ref, "stop Kubernetes in")
     ctx.paths.machine(machine.id).kubernetes_marker.unlink(missing_ok=True)
     await kubernetes_services.end(ctx, machine.id)
-    return await running.agent.stop_kubernetes(ctx.scaled(_STOP_S))
+    return await running.agent.stop_kubernetes(ctx.scaled(_STOP_S, machine))
 
 
 async def delete(ctx: Context, ref: str) -> str:
@@ -143,7 +143,7 @@ async def delete(ctx: Context, ref: str) -> str:
     machine, running = await _running(ctx, ref, "delete Kubernetes in")
     ctx.paths.machine(machine.id).kubernetes_marker.unlink(missing_ok=True)
     await kubernetes_services.end(ctx, machine.id)
-    detail = await running.agent.delete_kubernetes(ctx.scaled(_DELETE_S))
+    detail = await running.agent.delete_kubernetes(ctx.scaled(_DELETE_S, machine))
     await kubernetes_port.release(ctx, machine)
     return detail
 

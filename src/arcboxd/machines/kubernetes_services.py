@@ -127,7 +127,8 @@ class ServicePorts:
         found = credentials(await self._running.agent.kubeconfig())
         if not (port := kubernetes_port.find(self._ctx, self._machine.id)):
             raise PreconditionError("the cluster has no port of the host")
-        server, timeout_s = f"https://{LOOPBACK}:{port}", self._ctx.scaled(_ANSWER_S)
+        server = f"https://{LOOPBACK}:{port}"
+        timeout_s = self._ctx.scaled(_ANSWER_S, self._machine)
         async with ServiceClient(server, found, timeout_s=timeout_s) as client:
             services, version = await client.services()
             self._told = ""

@@ -60,7 +60,7 @@ async def add(ctx: Context, ref: str, wanted: DirectoryMount) -> MountStatus:
                 undo.push_async_callback(_record, ctx, machine_id, machine.spec.mounts)
                 await _record(ctx, machine_id, (*machine.spec.mounts, mount))
             if running is not None:
-                await shares.bring_one(ctx, mount, running)
+                await shares.bring_one(ctx, machine, mount, running)
             undo.pop_all()
     return _status(mount, running)
 
@@ -91,7 +91,7 @@ async def remove(ctx: Context, ref: str, guest_path: str) -> None:
         async with operation.abortable(machine.spec.name), Undo() as undo:
             if running is not None:
                 undo.push_async_callback(shares.bring, ctx, machine, running)
-                await shares.take_one(ctx, mount, running)
+                await shares.take_one(ctx, machine, mount, running)
             rest = tuple(each for each in machine.spec.mounts if each != mount)
             await _record(ctx, machine_id, rest)
             undo.pop_all()

@@ -253,7 +253,9 @@ def follow(ctx: Context, machine_id: str, running: Running) -> None:
 
 async def settled(ctx: Context, machine_id: str) -> Machine | None:
     """Leave a machine that began anew alone for a moment; None if it does not run after that."""
-    await asyncio.sleep(ctx.scaled(_SETTLE_S))
+    if machine_id not in ctx.running:
+        return None
+    await asyncio.sleep(ctx.scaled(_SETTLE_S, ctx.registry.get(machine_id)))
     if machine_id not in ctx.running:
         return None
     machine = ctx.registry.get(machine_id)

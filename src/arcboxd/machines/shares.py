@@ -35,12 +35,14 @@ async def bring(ctx: Context, machine: Machine, running: Running) -> None:
     async with shares.lock:
         for mount in machine.spec.mounts:
             try:
-                await _bring_one(ctx, mount, running)
+                await _bring_one(ctx, machine, mount, running)
             except ArcboxError as error:
                 _note(ctx, machine, running, mount, error)
 
 
-async def bring_one(ctx: Context, mount: DirectoryMount, running: Running) -> None:
+async def bring_one(
+    ctx: Context, machine: Machine, mount: DirectoryMount, running: Running
+) -> None:
     """Plug one directory in, and mount it; if that fails, neither is so.
 
     Raises:
@@ -52,10 +54,10 @@ async def bring_one(ctx: Context, mount: DirectoryMount, running: Running) -> No
         AgentUnreachableError: The agent does not answer.
     """
     async with running.shares.lock:
-        await _bring_one(ctx, mount, running)
+        await _bring_one(ctx, machine, mount, running)
 
 
-async def take_one(ctx: Context, mount: DirectoryMount, running: Running) -> None:
+async def take_one(ctx: Context, machine: Machine, mount: DirectoryMount, running: Running) -> None:
     """Unmount one directory, and plug it out; if that fails, both are as before.
 
     Raises:
@@ -65,7 +67,7 @@ async def take_one(ctx: Context, mount: DirectoryMount, running: Running) -> Non
         AgentUnreachableError: The agent does not answer.
     """
     async with running.shares.lock:
-        await _take_one(ctx, mount, running)
+        await _take_one(ctx, machine, mount, running)
 
 
 async def withdraw(ctx: Context, machine: Machine, running: Running) -> None:
@@ -83,7 +85,7 @@ async def withdraw(ctx: Context, machine: Machine, running: Running) -> None:
     async with running.shares.lock:
         for mount in machine.spec.mounts:
             try:
-                await _take_one(ctx, mount, running)
+                await _take_one(ctx, machine, mount, running)
             except PreconditionError as error:
                 error.hint = error.hint or f"unmount it: arcbox mount rm {machine.spec.name} PATH"
                 raise
@@ -120,20 +122,24 @@ def follow(ctx: Context, machine_id: str, running: Running) -> None:
     running.agent.on_session(again)
 
 
-async def _bring_one(ctx: Context, mount: DirectoryMount, running: Running) -> None:
+async def _bring_one(
+    ctx: Context, machine: Machine, mount: DirectoryMount, running: Running
+) -> None:
     shares, place = running.shares, slot(mount)
     async with Undo() as undo:
         if place not in await running.vm.shares():
             path = await asyncio.to_thread(directory, mount)
             await running.vm.plug_share(place, path)
-            undo.push_async_callback(_unplug_quietly, ctx, mount, running)
+            undo.push_async_callback(_unplug_quietly, ctx, machine, mount, running)
         await running.agent.mount(place.tag, FILESYSTEM, mount.guest_path, readonly=mount.readonly)
         undo.pop_all()
     shares.failures.pop(mount.guest_path, None)
     shares.mounted.add(mount.guest_path)
 
 
-async def _take_one(ctx: Context, mount: DirectoryMount, running: Running) -> None:
+async def _take_one(
+    ctx: Context, machine: Machine, mount: DirectoryMount, running: Running
+) -> None:
     place = slot(mount)
     if place not in await running.vm.shares():
         running.shares.mounted.discard(mount.guest_path)
@@ -141,15 +147,17 @@ async def _take_one(ctx: Context, mount: DirectoryMount, running: Running) -> No
     async with Undo() as undo:
         await running.agent.unmount(mount.guest_path)
         undo.push_async_callback(_mount_quietly, mount, running)
-        await running.vm.unplug_share(place, ctx.scaled(_UNPLUG_S))
+        await running.vm.unplug_share(place, ctx.scaled(_UNPLUG_S, machine))
         undo.pop_all()
     running.shares.mounted.discard(mount.guest_path)
 
 
-async def _unplug_quietly(ctx: Context, mount: DirectoryMount, running: Running) -> None:
+async def _unplug_quietly(
+    ctx: Context, machine: Machine, mount: DirectoryMount, running: Running
+) -> None:
     # Else a later try would find the directory as it is now.
     with suppress(ArcboxError):
-        await running.vm.unplug_share(slot(mount), ctx.scaled(_UNPLUG_S))
+        await running.vm.unplug_share(slot(mount), ctx.scaled(_UNPLUG_S, machine))
 
 
 async def _mount_quietly(mount: DirectoryMount, running: Running) -> None:

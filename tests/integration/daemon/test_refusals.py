@@ -82,6 +82,17 @@ async def test_a_bad_machine_is_refused(
     assert not list(daemon.paths.machines.iterdir())
 
 
+async def test_a_machine_that_nothing_here_could_run_is_not_made(
+    daemon: Daemon, world: World
+) -> None:
+    world.missing = "qemu-system-other"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await daemon.create("dev")
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "qemu-system-other" in (caught.value.details() or "")
+    assert not list(daemon.paths.machines.iterdir())
+
+
 async def test_good_keys_are_accepted(daemon: Daemon, world: World) -> None:
     await daemon.create(ssh_public_key=ED25519)
     await daemon.machine.Start(machine_pb2.StartMachineRequest(id="dev"))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from arcboxd.errors import InvalidArgumentError
+from arcboxd.errors import InvalidArgumentError, MissingToolError, UnsupportedError
 from arcboxd.hypervisor.qemu.accelerator import choose_accelerator, for_arch
+from arcboxd.hypervisor.qemu.hypervisor import QemuHypervisor
 
 
 @pytest.fixture
@@ -63,3 +64,16 @@ def test_the_setting_wins_and_a_wrong_one_is_refused() -> None:
     assert choose_accelerator("kvm").name == "kvm"
     with pytest.raises(InvalidArgumentError, match="xen"):
         choose_accelerator("xen")
+
+
+def test_an_architecture_without_its_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hypervisor = QemuHypervisor(choose_accelerator("tcg"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError, match="qemu-system-aarch64") as caught:
+        hypervisor.check("aarch64")
+    assert "qemu-system-arm" in caught.value.hint
+    program = tmp_path / "qemu-system-aarch64"
+    program.touch(mode=0o755)
+    hypervisor.check("aarch64")
+    with pytest.raises(UnsupportedError, match="vax"):
+        hypervisor.check("vax")

@@ -44,6 +44,15 @@ class QemuHypervisor:
         """Tell how code of an architecture is run."""
         return for_arch(self._accelerator, arch)
 
+    def check(self, arch: str) -> None:
+        """See that there is a QEMU for an architecture.
+
+        Raises:
+            MissingToolError: It is not installed.
+            UnsupportedError: None is known.
+        """
+        _program(arch)
+
     async def fingerprint(self, config: VmConfig) -> str:
         """Digest all that a saved state depends on, this build of QEMU and the processor included.
 
@@ -51,7 +60,7 @@ class QemuHypervisor:
             HypervisorError: QEMU does not say which boards it has.
             MissingToolError: QEMU is not installed.
         """
-        qemu = _program(config)
+        qemu = _program(config.arch)
         config = replace(config, machine_type=await self._board(config, qemu))
         return fingerprint(config, self.accelerator_for(config.arch), qemu, Path("/proc/cpuinfo"))
 
@@ -64,7 +73,7 @@ class QemuHypervisor:
             NoRoomError: A forward's port is taken.
         """
         paths = config.paths
-        qemu = _program(config)
+        qemu = _program(config.arch)
         config = replace(config, machine_type=await self._board(config, qemu))
         async with AsyncExitStack() as undo:
             with ExitStack() as sockets:
@@ -147,8 +156,8 @@ class QemuHypervisor:
             await asyncio.gather(connect, exit_, return_exceptions=True)
 
 
-def _program(config: VmConfig) -> Program:
-    of = platform_of(config.arch)
+def _program(arch: str) -> Program:
+    of = platform_of(arch)
     return Program.at(tool(of.program, package=of.package))
 
 
