@@ -60,7 +60,10 @@ def _verdict(answer: bytes) -> str:
         return _SILENCE
     if words[1] == "200":
         return ""
-    return f"it says {' '.join(words[1:])}: {body.strip()[:_DETAIL_CHARACTERS]}".rstrip(": ")
+    # Kubernetes lists its checks, most of which passed: "[+]ping ok", "[-]etcd failed: ...".
+    failed = [line for line in body.splitlines() if line.startswith("[-]")]
+    detail = ", ".join(failed) or body.strip()
+    return f"it says {' '.join(words[1:])}: {detail[:_DETAIL_CHARACTERS]}".rstrip(": ")
 
 
 async def _over_tls(
