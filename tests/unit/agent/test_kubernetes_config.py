@@ -225,8 +225,8 @@ def test_the_kubeconfig_has_the_host_s_address() -> None:
     [
         (b"HTTP/1.1 200 OK\r\n\r\nok", ""),
         (
-            b"HTTP/1.1 500 Internal Server Error\r\n\r\n[+]ping ok\n[-]etcd failed\n[-]log failed\n",
-            "it says 500 Internal Server Error: [-]etcd failed, [-]log failed",
+            b"HTTP/1.1 500 Internal Error\r\n\r\n[+]ping ok\n[-]etcd failed\n[-]log failed\n",
+            "it says 500 Internal Error: [-]etcd failed, [-]log failed",
         ),
         (b"HTTP/1.1 404 Not Found\r\n\r\nnone\n", "it says 404 Not Found: none"),
         (b"nonsense", "it does not answer"),
