@@ -72,12 +72,13 @@ class Floor:
         of = platform_of(host_arch())
         plain = f"{of.cmdline.split()[0]} quiet no_timer_check"
         our_own = kernel_cmdline(host_arch(), self.accelerator)
+        cpu = of.emulated_cpu if our_options else of.emulated_cpu.partition(",")[0]
         kvm = self.accelerator.name == "kvm"
         began = time.perf_counter()
         with subprocess.Popen(
             [
                 *(of.program, "-machine", of.board, "-accel", self.accelerator.name),
-                *("-cpu", "host" if kvm else of.emulated_cpu),
+                *("-cpu", "host" if kvm else cpu),
                 *("-smp", str(CPUS), "-m", str(MEMORY_BYTES // MIB)),
                 *("-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"),
                 *("-kernel", str(self._kernel), "-initrd", str(self._initramfs)),

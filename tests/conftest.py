@@ -10,5 +10,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kubernetes",
         action="store_true",
-        help="run the tests of real clusters too, which take half an hour under emulation",
+        help="run the long tests of a real cluster too, which take half an hour under emulation",
     )

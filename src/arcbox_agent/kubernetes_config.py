@@ -31,6 +31,7 @@ _PAUSE = "arcbox.local/pause:1"
 _CONF = "/etc/kubernetes"
 _PKI = f"{_CONF}/pki"
 _KUBELET = "/var/lib/kubelet"
+_VOLUME_PLUGINS = f"{_KUBELET}/volume-plugins"
 _STUB_RESOLVER = "/run/systemd/resolve/resolv.conf"
 _OLDEST = 20
 
@@ -162,7 +163,7 @@ def component_argv(name: str, layout: Layout, cluster: Cluster, release: Release
                 f"--config={_KUBELET}/config.yaml",
                 f"--kubeconfig={_CONF}/kubelet.conf",
                 f"--hostname-override={cluster.node}",
-                f"--volume-plugin-dir={_KUBELET}/volume-plugins",
+                f"--volume-plugin-dir={_VOLUME_PLUGINS}",
                 *release.kubelet_runtime(socket, pause=has_pause(layout)),
             ]
         case _:
@@ -237,6 +238,7 @@ def _controller_options(release: Release) -> list[str]:
         f"--cluster-cidr={_PODS}",
         f"--service-cluster-ip-range={_SERVICES}",
         "--cluster-name=arcbox",
+        f"--flex-volume-plugin-dir={_VOLUME_PLUGINS}",
     ]
 
 

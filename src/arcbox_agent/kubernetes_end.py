@@ -67,7 +67,7 @@ async def end_cluster(distribution: Distribution, cgroups: Cgroups) -> None:
 
 
 async def remove_files(distribution: Distribution, cluster: Cluster | None) -> None:
-    """Remove all that a cluster keeps, but for what was there before it.
+    """Remove all that a cluster keeps, but for what was there before it; and let go of its disk.
 
     Raises:
         OSError: Something cannot be removed.
@@ -83,6 +83,7 @@ async def remove_files(distribution: Distribution, cluster: Cluster | None) -> N
             _remove(layout.log(name) + suffix)
     await asyncio.to_thread(_remove_all, layout.run)
     await asyncio.to_thread(_remove_all, layout.state)
+    _unmount([layout.bundle])
 
 
 def _remove_all(path: str) -> None:

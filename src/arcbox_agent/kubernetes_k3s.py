@@ -43,6 +43,7 @@ class K3s(Distribution):
         "/var/lib/cni",
         "/var/log/pods",
         "/var/log/containers",
+        "/usr/libexec/kubernetes",  # for volume plugins, where no option says otherwise
     )
 
     @property
