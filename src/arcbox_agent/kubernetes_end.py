@@ -35,6 +35,7 @@ _NAMES = re.compile(r"cni0|cni-podman.*|flannel[.\d-].*|kube-bridge|kube-ipvs0|n
 _CHAINS = re.compile(r"(KUBE|CNI|FLANNEL)-")
 _OWN_RULE = re.compile(r"-j (KUBE|CNI|FLANNEL)-|flanneld|/\* name: \"arcbox\"")
 _TABLES = ("iptables", "ip6tables")
+_MAX_RULES_BYTES = 32 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -166,15 +167,15 @@ async def _remove_rules(distribution: Distribution) -> None:
     """Remove the rules of kube-proxy, kubelet and the network plugins; all others stay."""
     folder = distribution.layout.runtime.bin
     script = f"{distribution.layout.run}/rules"
+    run, env = distribution.system.run, distribution.environment()
     for program in _TABLES:
-        code, rules = await distribution.system.run(f"{folder}/{program}-save")
-        commands = removal(rules) if code == 0 else ""
-        if commands:
+        save, restore = f"{folder}/{program}-save", f"{folder}/{program}-restore"
+        code, text = await run(save, env=env, max_output_bytes=_MAX_RULES_BYTES)
+        if code == 0 and (commands := removal(text)):
             files.write(script, commands)
-            argv = (f"{folder}/{program}-restore", "--noflush", script)
-            code, text = await distribution.system.run(*argv)
-            if code != 0:
-                _log.warning("rules of the cluster stay: %s", text.strip()[:500])
+            code, text = await run(restore, "--noflush", script, env=env)
+        if code != 0:
+            _log.warning("rules of the cluster stay: %s", text.strip()[:500])
 
 
 def removal(rules: str) -> str:

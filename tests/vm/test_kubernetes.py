@@ -41,8 +41,9 @@ LISTS = {
     " | sed 's/ .*//' | sort",
     "mounts": "cut -d' ' -f5 /proc/self/mountinfo | sort",
     "interfaces": "ls /sys/class/net",
-    "rules": "export PATH=/run/arcbox/runtime/bin:$PATH;"
-    " { iptables-save; ip6tables-save; } | grep -v '^[#:*]\\|^COMMIT' | sort",
+    "rules": "set -e; export PATH=/run/arcbox/runtime/bin:$PATH"
+    " XTABLES_LIBDIR=/run/arcbox/runtime/lib/xtables; iptables-save > /tmp/rules;"
+    " ip6tables-save >> /tmp/rules; sed '/^[#*]/d; /^COMMIT/d; s/ *\\[.*\\]$//' /tmp/rules | sort",
     "files": "find / -xdev \\( -path /proc -o -path /sys -o -path /tmp -o -path /var/log"
     " -o -path /var/cache -o -path /root \\) -prune -o -print | sort",
     "logs": "find /var/log/arcbox /var/log/pods /var/log/containers 2>/dev/null | sort",
