@@ -5,7 +5,7 @@ API server, either of which may be what does not work.
 """
 
 # pathlib is not imported and imports come late: start-up takes long under emulation.
-# ruff: noqa: PLC0415, PTH106, PTH108, PTH112, PTH114, PTH208
+# ruff: noqa: PLC0415, PTH106, PTH108, PTH112, PTH114, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ async def remove_files(distribution: Distribution, cluster: Cluster | None) -> N
             _remove(layout.log(name) + suffix)
     await asyncio.to_thread(_remove_all, layout.run)
     await asyncio.to_thread(_remove_all, layout.state)
+    _remove_all(os.path.dirname(layout.state))
     _unmount([layout.bundle])
 
 
@@ -92,7 +93,7 @@ def _remove_all(path: str) -> None:
 
     if os.path.isdir(path) and not os.path.islink(path):
         # Folders that others use too go only if they are empty: see `Distribution.paths`.
-        if path.endswith(("/etc/cni", "/etc/cni/net.d")):
+        if path.endswith(("/etc/cni", "/etc/cni/net.d", "/var/lib/arcbox")):
             try:
                 os.rmdir(path)
             except OSError as error:

@@ -43,7 +43,7 @@ LISTS = {
     "interfaces": "ls /sys/class/net",
     "rules": "set -e; export PATH=/run/arcbox/runtime/bin:$PATH"
     " XTABLES_LIBDIR=/run/arcbox/runtime/lib/xtables; iptables-save > /tmp/rules;"
-    " ip6tables-save >> /tmp/rules; sed '/^[#*]/d; /^COMMIT/d; s/ *\\[.*\\]$//' /tmp/rules | sort",
+    " ip6tables-save >> /tmp/rules; sed -n 's/^:\\([A-Z].* -\\).*/\\1/p; /^-A/p' /tmp/rules | sort",
     "files": "find / -xdev \\( -path /proc -o -path /sys -o -path /tmp -o -path /var/log"
     " -o -path /var/cache -o -path /root \\) -prune -o -print | sort",
     "logs": "find /var/log/arcbox /var/log/pods /var/log/containers 2>/dev/null | sort",
