@@ -167,7 +167,8 @@ def authorize_keys(root: str, account: Account, keys: list[str], *, in_place: bo
     try:
         old = folder.read("authorized_keys")
         new = merge_keys(old, keys)
-        if new != old:
+        # In place also where nothing changes: a template has the file, for its clones to overwrite.
+        if new != old or in_place:
             folder.write("authorized_keys", new, 0o600, in_place=in_place)
     finally:
         folder.close()

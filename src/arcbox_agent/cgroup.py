@@ -16,14 +16,22 @@ import errno
 import logging
 import os
 import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from arcbox_agent.forker import Spare
 
 _log = logging.getLogger(__name__)
 
 
 class Cgroup:
-    """One group, with a handle on its directory for clone3."""
+    """One group, with a handle on its directory for clone3.
 
-    __slots__ = ("fd", "path")
+    Attributes:
+        spare: A process in it that waits to become a command.
+    """
+
+    __slots__ = ("fd", "path", "spare")
 
     def __init__(self, path: str, *, may_exist: bool = False) -> None:
         """Make the group.
@@ -37,6 +45,7 @@ class Cgroup:
             if not may_exist:
                 raise
         self.path = path
+        self.spare: Spare | None = None
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def release_handle(self) -> None:
@@ -96,6 +105,7 @@ class Cgroups:
         self._tried = not mount_point
         self._number = 0
         self._leftovers: list[Cgroup] = []
+        self._ready: Cgroup | None = None
 
     def prepare(self) -> None:
         """Mount the hierarchy, once, so that the first `create` is as quick as the others."""
@@ -111,6 +121,9 @@ class Cgroups:
 
     def create(self) -> Cgroup | None:
         """Make a new group, or answer None where the kernel offers none."""
+        if self._ready is not None:
+            ready, self._ready = self._ready, None
+            return ready
         self.prepare()
         if self._parent is None:
             return None
@@ -124,6 +137,10 @@ class Cgroups:
             except OSError as error:
                 _log.warning("no cgroup for a process: %s", error)
                 return None
+
+    def put_back(self, group: Cgroup) -> None:
+        """Have the next `create` give that one."""
+        self._ready = group
 
     def of_service(self, name: str) -> Cgroup | None:
         """Open the group of a service, made if it is missing; None where the kernel offers none.

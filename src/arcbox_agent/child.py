@@ -19,7 +19,7 @@ from arcbox_agent import forker
 from arcbox_agent.syscalls import fork_into_cgroup
 
 if TYPE_CHECKING:
-    from arcbox_agent.cgroup import Cgroup
+    from arcbox_agent.cgroup import Cgroup, Cgroups
     from arcbox_agent.users import Credentials
 
 NOT_EXECUTABLE = 126
@@ -215,9 +215,13 @@ def _candidates(program: bytes, path: bytes) -> list[bytes]:
 
 
 def _run(command: Command, group: Cgroup | None, stdio: tuple[int, int, int], failure: int) -> int:
-    if group is not None and forker.current is not None:
+    if group is not None:
+        spare, group.spare = group.spare, None
         try:
-            return forker.current.run(command, group.fd, stdio, failure)
+            if spare is not None:
+                return spare.run(command, stdio, failure)
+            if forker.current is not None:
+                return forker.current.run(command, group.fd, stdio, failure)
         except forker.ForkerLostError:
             pass
     pid = _fork(group)
@@ -248,21 +252,45 @@ def _fork(group: Cgroup | None) -> int:
         os.close(procs)
 
 
-def become(command: Command, stdio: tuple[int, int, int], failure: int) -> NoReturn:
+def make_spare(cgroups: Cgroups) -> None:
+    """Fork the process of the next command already; where that cannot be, nothing happens."""
+    if forker.current is None or (group := cgroups.create()) is None:
+        return
+    try:
+        group.spare = forker.current.spare(group.fd)
+    except (OSError, forker.ForkerLostError):
+        group.remove()
+    else:
+        cgroups.put_back(group)
+
+
+def separate() -> None:
+    """Leave the agent's session and whatever else of it a forked child has.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    signal.set_wakeup_fd(-1)
+    for each in (signal.SIGPIPE, signal.SIGXFSZ):  # what Python ignores; exec resets the others
+        signal.signal(each, signal.SIG_DFL)
+    os.setsid()
+    os.umask(0o022)
+
+
+def become(
+    command: Command, stdio: tuple[int, int, int], failure: int, *, separated: bool = False
+) -> NoReturn:
     """Turn the forked child into the command. Never returns, whatever happens."""
     stage = _IN_PREPARE
     number = errno.EIO
     try:
-        signal.set_wakeup_fd(-1)
-        for each in (signal.SIGPIPE, signal.SIGXFSZ):  # what Python ignores; exec resets the others
-            signal.signal(each, signal.SIG_DFL)
-        os.setsid()
+        if not separated:
+            separate()
         if command.size is not None:
             fcntl.ioctl(stdio[1], termios.TIOCSCTTY, 0)
         # Descriptors 0 to 2 of the agent are always open, so none of `stdio` can be among them.
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
-        os.umask(0o022)
         stage = _IN_USER
         _become_user(command.credentials)
         stage = _IN_DIRECTORY

@@ -36,6 +36,7 @@ _POLL_S = 0.02
 _ADDRESS = struct.Struct("=H2x4s8x")  # struct sockaddr_in
 _FOLDER = "/sys/class/net"
 _known_card = ""
+_links: dict[str, socket.socket] = {}
 
 
 async def configure(address: str, gateway: str, mac: str, *, only_mac: bool = False) -> None:
@@ -68,7 +69,7 @@ async def configure(address: str, gateway: str, mac: str, *, only_mac: bool = Fa
             _bring(control, card, up=True)
             if gateway:
                 _add_default_route(control, parse_address(gateway))
-        if changed:
+        if changed or only_mac:
             _announce(card, packed_mac, own)
 
 
@@ -146,9 +147,13 @@ def _announce(card: str, mac: bytes, address: bytes) -> None:
     everybody, nobody = b"\xff" * 6, bytes(6)
     request = struct.pack("!HHBBH", _ARPHRD_ETHER, _ETHERTYPE_IP, 6, 4, 1)
     packet = request + mac + address + nobody + address
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as link:
-        link.bind((card, _ETHERTYPE_ARP))
-        link.send(everybody + mac + struct.pack("!H", _ETHERTYPE_ARP) + packet)
+    if (link := _links.get(card)) is None:
+        # Without a protocol nothing is received. It stays open, for the clones of this system: to
+        # open and close one takes them longer than to send.
+        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
+        link.bind((card, 0))
+        _links[card] = link
+    link.send(everybody + mac + struct.pack("!H", _ETHERTYPE_ARP) + packet)
 
 
 def _set_mac(control: socket.socket, card: str, mac: bytes) -> tuple[bool, bool]:

@@ -243,14 +243,14 @@ class Process:
         self.exit_code = code if code >= 0 else 128 - code
         if code < 0:
             self.reason = signal.strsignal(-code) or ""
+        self.changed.set()
         if self._group is not None:
-            self._cgroups.discard(self._group)
+            self._loop.call_soon(self._cgroups.discard, self._group)  # its end is told first
             if self._killed:  # its descendants take a moment to go
                 self._loop.call_later(_SWEEP_S, self._cgroups.sweep)
         if self._command.size is not None and self._outputs:
             self._read_again(self._pipes.stdout)
             self._loop.call_later(_HANGUP_GRACE_S, self._hang_up)
-        self.changed.set()
 
     def _hang_up(self) -> None:
         """Stop waiting for a terminal that someone in another session still holds."""

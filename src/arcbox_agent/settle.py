@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from arcbox_agent import configure, forker
+from arcbox_agent.child import make_spare
 from arcbox_agent.programs import run
 from arcbox_agent.threads import in_thread
 from arcboxd.errors import ArcboxError, TooLateError
@@ -66,7 +67,7 @@ class System:
 
     def __init__(self, cgroups: Cgroups) -> None:
         """Use these groups for what is run."""
-        self._cgroups = cgroups
+        self.cgroups = cgroups
         self._init: Init | None = None
 
     async def wait_booted(self) -> None:
@@ -77,7 +78,7 @@ class System:
         """
         from arcbox_agent.inits import find_init  # noqa: PLC0415
 
-        self._init = await find_init(self._cgroups)
+        self._init = await find_init(self.cgroups)
         await self._init.wait_booted()
 
     async def wait_at_rest(self, window_s: float) -> None:
@@ -110,10 +111,10 @@ class System:
         """Run what a clone's first calls may run, as they do."""
         if forker.current is not None:
             forker.current.prepare()
-        self._cgroups.prepare()
+        self.cgroups.prepare()
         for _ in range(_ROUNDS):
-            await run("/bin/true", cgroups=self._cgroups)
-            await run("/bin/sh", "-c", "true; echo", cgroups=self._cgroups)
+            await run("/bin/true", cgroups=self.cgroups)
+            await run("/bin/sh", "-c", "true; echo", cgroups=self.cgroups)
 
 
 class NoSystem(System):
@@ -177,6 +178,7 @@ async def settle(
                     step()
                 except OSError as error:
                     warnings.append(f"Could not {what}: {error}.")
+            make_spare(system.cgroups)
             gc.collect()
             gc.freeze()
             await in_thread(os.sync, name="sync")

@@ -5,12 +5,13 @@ that the bundle does not have.
 """
 
 # pathlib is not imported: start-up takes long under emulation.
-# ruff: noqa: PTH116, PTH123
+# ruff: noqa: PTH116
 
 from __future__ import annotations
 
 import os
 
+from arcbox_agent import files
 from arcboxd.errors import UserNotFoundError
 
 _MAX_ID = 0xFFFFFFFE
@@ -126,8 +127,7 @@ def _lines(path: str, field_count: int) -> list[list[str]]:
     version = (state.st_ino, state.st_mtime_ns, state.st_size)
     known = _parsed.get(path)
     if known is None or known[0] != version:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.rstrip("\n").split(":") for line in file]
+        lines = [line.split(":") for line in files.read(path).split("\n")]
         known = (version, [fields for fields in lines if len(fields) == field_count])
         _parsed[path] = known
     return known[1]

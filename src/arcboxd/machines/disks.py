@@ -7,6 +7,7 @@ template removed, and the machine still boots.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -18,6 +19,10 @@ from arcboxd.process import run, tool
 
 _TIMEOUT_S = 60.0
 _SECTOR_BYTES = 512
+_PAGE_BYTES = 4096
+_MAX_EMPTY_DISKS = 16
+_empty_disks: dict[tuple[str, str, int], bytes] = {}
+"""What qemu-img made, by what it was asked for: an empty disk has nothing else in it."""
 
 
 async def on_image(paths: MachinePaths, image: BaseImage, size_bytes: int) -> None:
@@ -71,8 +76,25 @@ async def _overlay(disk: Path, backing: str, backing_format: str, size_bytes: in
     # A new file in one step: a disk that is there is either the old one or the new.
     new = disk.with_name(f".{disk.name}.new")
     size = -(-size_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
-    # `-u`: the backing file is not opened. Its name is relative to the overlay's own directory.
-    argv = [tool("qemu-img", package="qemu-utils"), "create", "-q", "-u", "-f", "qcow2"]
-    argv += ["-b", backing, "-F", backing_format, str(new.absolute()), str(size)]
-    await run(argv, timeout_s=_TIMEOUT_S)
+    key = (backing, backing_format, size)
+    if (known := _empty_disks.get(key)) is not None:
+        await asyncio.to_thread(_write_sparse, new, known)
+    else:
+        # `-u`: the backing file is not opened. Its name is relative to the overlay's own directory.
+        argv = [tool("qemu-img", package="qemu-utils"), "create", "-q", "-u", "-f", "qcow2"]
+        argv += ["-b", backing, "-F", backing_format, str(new.absolute()), str(size)]
+        await run(argv, timeout_s=_TIMEOUT_S)
+        if len(_empty_disks) == _MAX_EMPTY_DISKS:
+            _empty_disks.clear()
+        _empty_disks[key] = await asyncio.to_thread(new.read_bytes)
     new.rename(disk)
+
+
+def _write_sparse(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        for start in range(0, len(data), _PAGE_BYTES):
+            page = data[start : start + _PAGE_BYTES]
+            if page.strip(b"\0"):
+                file.seek(start)
+                file.write(page)
+        file.truncate(len(data))

@@ -26,10 +26,10 @@ from tests.integration.agent.conftest import Agent, Client
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[Client]:
+async def client(cgroup2: str) -> AsyncIterator[Client]:
     """An agent of its own: what is settled stays so."""
     folder = Path(tempfile.mkdtemp(prefix="ag"))
-    agent = Agent(folder, "")
+    agent = Agent(folder, cgroup2)
     async with grpc.aio.insecure_channel(f"unix:{agent.socket}") as channel:
         yield Client(channel, agent.root, agent.process.pid)
     assert agent.stop() == 0
@@ -90,6 +90,37 @@ async def test_a_clone_is_as_if_it_had_booted_with_its_identity(client: Client) 
     third = await client.guest.Configure(clone)
     assert third.boot_id == second.boot_id
     assert files(client.root) == expected
+
+
+def forkers(client: Client) -> set[int]:
+    children = Path(f"/proc/{client.pid}/task/{client.pid}/children").read_text().split()
+    return {
+        int(each)
+        for each in children
+        if Path(f"/proc/{each}/comm").read_text().strip() == "arcbox-forker"
+    }
+
+
+@pytest.mark.parametrize("too_long", [False, True])
+async def test_a_clone_s_first_command_is_forked_already(
+    client: Client, cgroup2: str, too_long: bool
+) -> None:
+    if not cgroup2:
+        pytest.skip("no cgroup2 here: the forker is not used")
+    forker = forkers(client)
+    await client.guest.Configure(identity("template"))
+    await client.guest.Settle(SettleRequest(timeout_millis=10_000))
+    (spare,) = forkers(client) - forker
+    await client.guest.Configure(identity("clone"))
+    script = "echo $$ $(ps -o sid= $$) $(grep ^0: /proc/self/cgroup); exit 3"
+    first = await client.run("sh", "-c", script, *(["x" * 100_000] if too_long else []))
+    pid, session, group = first.stdout.decode().split(maxsplit=2)
+    assert (pid == str(spare)) is not too_long
+    assert (session, first.code) == (pid, 3)
+    assert "/arcbox/exec-" in group
+    assert forkers(client) == forker
+    second = await client.run("sh", "-c", "echo $$")
+    assert second.stdout.decode().strip() not in {pid, str(spare)}
 
 
 @pytest.mark.parametrize("asked", ["port", "shutdown", "begin"])
