@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from arcbox_agent import files
+from arcbox_agent import files, forker
 from arcbox_agent.clone import write_line
 from arcbox_agent.network import parse_address, parse_cidr
 from arcbox_agent.threads import in_thread
@@ -58,6 +58,8 @@ async def configure(
         InvalidArgumentError: A value can never be accepted; nothing was changed.
     """
     check(request)
+    if clone.settled and forker.current is not None and (os.cpu_count() or 1) > 1:
+        forker.current.warm_up()  # by another processor, beside what comes now
     warnings = await _apply(request, kernel, clone, root, in_clone=clone.settled)
     if clone.settled:
         clone.begin_later(*([partial(_grow, kernel)] if request.disk_bytes else []))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES = 64 * 1024
 _PREPARE = b"prepare"
 _SPARE = b"spare"
+_WARM_UP = b"warm up"
 _FDS = 5
 _FD_BYTES = 4
 _ANSWER_S = 10.0
@@ -50,8 +51,19 @@ class Forker:
 
     def prepare(self) -> None:
         """Let it import what it needs, so that the first command does not wait for that."""
+        self._tell(_PREPARE)
+
+    def warm_up(self) -> None:
+        """Let it run a command that does nothing, and wait for nothing.
+
+        Under emulation most of what a clone's first command takes is the translation of code, by
+        whichever processor comes to it first.
+        """
+        self._tell(_WARM_UP)
+
+    def _tell(self, message: bytes) -> None:
         try:
-            self._socket.send(_PREPARE)
+            self._socket.send(message)
         except OSError:
             return  # the next command notices, and is run without it
 
@@ -184,6 +196,8 @@ def _serve(socket: _socket.socket) -> NoReturn:
             message, fds = _receive(socket)
             if message == _PREPARE:
                 from arcbox_agent import child, syscalls  # noqa: F401
+            elif message == _WARM_UP:
+                _run_nothing()
             else:
                 _answer(socket, message, fds)
     finally:
@@ -200,6 +214,19 @@ def _receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
     data = control[0][2] if control else b""
     fds = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), _FD_BYTES)]
     return message, fds
+
+
+def _run_nothing() -> None:
+    from arcbox_agent import child
+
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    env = {b"PATH": child.DEFAULT_PATH.encode()}
+    command = child.Command([b"true"], env, child.Ids(0, 0, [0]), "/", optional_cwd=True, size=None)
+    pid = os.fork()
+    if pid == 0:
+        child.become(command, (null, null, null), null)
+    os.close(null)
+    os.waitpid(pid, 0)
 
 
 def _answer(socket: _socket.socket, message: bytes, fds: list[int]) -> None:
