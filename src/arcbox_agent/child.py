@@ -30,6 +30,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STAGES = ("", "change to the directory", "run", "become the user", "prepare")
 _IN_DIRECTORY, _IN_EXEC, _IN_USER, _IN_PREPARE = 1, 2, 3, 4
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+# By Python; and by a shell, for a job in its background, as the forker may be. Exec resets others.
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 _REPORT = struct.Struct("=ii")
 _clone_works = True
 
@@ -271,7 +273,7 @@ def separate() -> None:
         OSError: The kernel refused.
     """
     signal.set_wakeup_fd(-1)
-    for each in (signal.SIGPIPE, signal.SIGXFSZ):  # what Python ignores; exec resets the others
+    for each in _IGNORED:
         signal.signal(each, signal.SIG_DFL)
     os.setsid()
     os.umask(0o022)
