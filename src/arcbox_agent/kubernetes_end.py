@@ -13,9 +13,10 @@ import asyncio
 import logging
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
-from arcbox_agent import files
+from arcbox_agent import files, programs
 from arcbox_agent.mounts import read_mounts
 from arcbox_agent.runtime_end import end_groups
 
@@ -63,7 +64,7 @@ async def end_cluster(distribution: Distribution, cgroups: Cgroups) -> None:
     _unmount([*(layout.root + path for path in _MOUNTS), f"{layout.run}/"])
     _remove_namespaces(f"{layout.root}/run/netns")
     await _remove_networks(distribution)
-    await _remove_rules(distribution)
+    await _remove_rules(distribution, cgroups)
     _remove_addresses(f"{layout.root}/var/lib/cni/networks/arcbox")
 
 
@@ -164,17 +165,17 @@ def _interfaces() -> list[str]:
     return [name for name in sorted(os.listdir("/sys/class/net")) if _NAMES.fullmatch(name)]
 
 
-async def _remove_rules(distribution: Distribution) -> None:
+async def _remove_rules(distribution: Distribution, cgroups: Cgroups) -> None:
     """Remove the rules of kube-proxy, kubelet and the network plugins; all others stay."""
     folder = distribution.layout.runtime.bin
     script = f"{distribution.layout.run}/rules"
-    run, env = distribution.system.run, distribution.environment()
+    run = partial(programs.run, cgroups=cgroups, env=distribution.environment())
     for program in _TABLES:
         save, restore = f"{folder}/{program}-save", f"{folder}/{program}-restore"
-        code, text = await run(save, env=env, max_output_bytes=_MAX_RULES_BYTES)
+        code, text = await run(save, max_output_bytes=_MAX_RULES_BYTES)
         if code == 0 and (commands := removal(text)):
             files.write(script, commands)
-            code, text = await run(restore, "--noflush", script, env=env)
+            code, text = await run(restore, "--noflush", script)
         if code != 0:
             _log.warning("rules of the cluster stay: %s", text.strip()[:500])
 

@@ -21,7 +21,7 @@ from arcbox_agent.users import read_groups
 from arcboxd.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from arcbox_agent.cgroup import Cgroups
 
@@ -158,13 +158,11 @@ class RuntimeSystem:
             return f"`{' '.join(command)}` took longer than {_START_S:g} s"
         return "" if code == 0 else f"`{' '.join(command)}` failed: {text.strip()[:500]}"
 
-    async def run(
-        self, *argv: str, env: Mapping[str, str] | None = None, max_output_bytes: int = 64 * 1024
-    ) -> tuple[int, str]:
-        """Run a program to its end; return its exit code and output. See `programs.run`."""
+    async def run(self, *argv: str) -> tuple[int, str]:
+        """Run a program to its end; return its exit code and output."""
         from arcbox_agent.programs import run
 
-        return await run(*argv, cgroups=self._cgroups, env=env, max_output_bytes=max_output_bytes)
+        return await run(*argv, cgroups=self._cgroups)
 
 
 class NoRuntimeSystem(RuntimeSystem):
