@@ -6,7 +6,7 @@ from bench.figures import Figure, Wanted
 from bench.host import Host, rounds
 from bench.machines import Start, check_boot, create, from_nothing
 
-TIMES = 3
+TIMES = 5
 
 
 def run(host: Host) -> list[Figure]:

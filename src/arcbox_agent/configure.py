@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from arcbox_agent import files, forker
 from arcbox_agent.clone import write_line
 from arcbox_agent.network import parse_address, parse_cidr
 from arcbox_agent.threads import in_thread
+from arcboxd import aio
 from arcboxd.errors import ArcboxError, InvalidArgumentError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from arcbox_agent.clone import Clone
     from arcbox_agent.kernel import Kernel
 
-_MACHINE_ID = re.compile(r"[0-9a-f]{32}")
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-_USER_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,31}")
-_KEY_TYPE = re.compile(r"[a-z0-9]{1,16}")
-_PRIVATE_KEY = re.compile(
-    r"-----BEGIN OPENSSH PRIVATE KEY-----\n[A-Za-z0-9+/=\n]+-----END OPENSSH PRIVATE KEY-----\n?"
-)
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+# Not regular expressions: their compiler takes long under emulation.
+_DIGITS = "0123456789"
+_HEX = f"{_DIGITS}abcdef"
+_LOWER = "abcdefghijklmnopqrstuvwxyz"
+_LETTERS = f"{_LOWER}{_LOWER.upper()}"
+_KEY_BEGINS = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
+_KEY_ENDS = "\n-----END OPENSSH PRIVATE KEY-----"
+_MACHINE_ID_DIGITS = 32
+_MAC_BYTES = 6
+_MAX_HOSTNAME = 64
+_MAX_USER_NAME = 32
+_MAX_KEY_TYPE = 16
 _MULTICAST = 1  # a bit of a MAC's first byte
 _MAX_ENTROPY_BYTES = 4096
 _CLOCK_TOLERANCE_NS = 1_000_000_000  # the link's `clock` adjusts it finely
@@ -43,6 +47,7 @@ _NOBODY = 65534
 
 _log = logging.getLogger(__name__)
 _Write = Callable[..., bool]  # `files.write` or `files.overwrite`
+_ANSWER_S = 0.1  # by then it has left
 _background: set[asyncio.Future[None]] = set()
 
 
@@ -58,15 +63,15 @@ async def configure(
         InvalidArgumentError: A value can never be accepted; nothing was changed.
     """
     check(request)
-    if clone.settled and forker.current is not None and (os.cpu_count() or 1) > 1:
+    if clone.settled and request.warm_up and forker.current is not None:
         forker.current.warm_up()  # by another processor, beside what comes now
     warnings = await _apply(request, kernel, clone, root, in_clone=clone.settled)
+    grow = [partial(_grow, kernel)] if request.disk_bytes else []
     if clone.settled:
-        clone.begin_later(*([partial(_grow, kernel)] if request.disk_bytes else []))
+        clone.begin_later(*grow)
     else:
-        write_line(f"{root}/run/arcbox/gate")  # after the first call of a boot nobody listens
-        if request.disk_bytes:
-            _grow(kernel)
+        # After the first call of a boot nobody listens at the gate.
+        _after_the_answer(partial(write_line, f"{root}/run/arcbox/gate"), *grow)
     clone.configured = request
     return guest_pb2.ConfigureResponse(boot_id=clone.boot_id(), warnings=warnings)
 
@@ -102,7 +107,7 @@ def withdraw(clone: Clone, root: str) -> None:
 
 async def background_ended() -> None:
     """Wait until what earlier calls started has ended."""
-    if _background:
+    while _background:
         await asyncio.wait(_background)
 
 
@@ -167,17 +172,19 @@ def check(request: guest_pb2.ConfigureRequest) -> None:
     Raises:
         InvalidArgumentError: One can never be accepted.
     """
-    _match(_MACHINE_ID, request.machine_id, "machine id", optional=True)
-    _match(_HOSTNAME, request.hostname, "hostname", optional=True)
+    if request.machine_id:
+        _require(_is_machine_id(request.machine_id), request.machine_id, "machine id")
+    if request.hostname:
+        _require(_is_hostname(request.hostname), request.hostname, "hostname")
     if len(request.entropy) > _MAX_ENTROPY_BYTES:
         raise InvalidArgumentError(f"More than {_MAX_ENTROPY_BYTES} bytes of entropy.")
     for key in request.ssh_host_keys:
-        _match(_KEY_TYPE, key.type, "type of an SSH host key")
-        if not _PRIVATE_KEY.fullmatch(key.private_key):
+        _require(_is_key_type(key.type), key.type, "type of an SSH host key")
+        if not _is_private_key(key.private_key):
             raise InvalidArgumentError("An SSH host key is not in OpenSSH's format.")
         _check_key(key.public_key.rstrip("\n"))
     if request.HasField("user"):
-        _match(_USER_NAME, request.user.name, "user name")
+        _require(_is_user_name(request.user.name), request.user.name, "user name")
         if request.user.uid > _MAX_UID or request.user.uid == _NOBODY:
             raise InvalidArgumentError(f"No user can have the uid {request.user.uid}.")
         for line in request.user.authorized_keys:
@@ -186,9 +193,48 @@ def check(request: guest_pb2.ConfigureRequest) -> None:
         _check_network(request.network)
 
 
-def _match(pattern: re.Pattern[str], value: str, what: str, *, optional: bool = False) -> None:
-    if not (optional and not value) and not pattern.fullmatch(value):
+def _require(sound: bool, value: str, what: str) -> None:  # noqa: FBT001
+    if not sound:
         raise InvalidArgumentError(f"{value[:80]!r} cannot be a {what}.")
+
+
+def _consists(text: str, characters: str, *, most: int) -> bool:
+    return 0 < len(text) <= most and not text.strip(characters)
+
+
+def _is_machine_id(text: str) -> bool:
+    return len(text) == _MACHINE_ID_DIGITS and not text.strip(_HEX)
+
+
+def _is_hostname(text: str) -> bool:
+    ends = _LETTERS + _DIGITS
+    return (
+        _consists(text, f"{ends}._-", most=_MAX_HOSTNAME) and text[0] in ends and text[-1] in ends
+    )
+
+
+def _is_user_name(text: str) -> bool:
+    first = f"{_LOWER}_"
+    return _consists(text, f"{first}{_DIGITS}.-", most=_MAX_USER_NAME) and text[0] in first
+
+
+def _is_key_type(text: str) -> bool:
+    return _consists(text, _LOWER + _DIGITS, most=_MAX_KEY_TYPE)
+
+
+def _is_private_key(text: str) -> bool:
+    text = text.removesuffix("\n")
+    framed = text.startswith(_KEY_BEGINS) and text.endswith(_KEY_ENDS)
+    body = text[len(_KEY_BEGINS) : -len(_KEY_ENDS)]
+    return framed and _consists(body, f"{_LETTERS}{_DIGITS}+/=\n", most=len(text))
+
+
+def _is_mac(text: str) -> bool:
+    parts = text.split(":")
+    return len(parts) == _MAC_BYTES and all(
+        len(part) == 2 and not part.strip(_HEX)  # noqa: PLR2004  hexadecimal digits of a byte
+        for part in parts
+    )
 
 
 def _check_key(line: str) -> None:
@@ -197,7 +243,8 @@ def _check_key(line: str) -> None:
 
 
 def _check_network(network: guest_pb2.Network) -> None:
-    _match(_MAC, network.mac, "MAC address", optional=True)
+    if network.mac:
+        _require(_is_mac(network.mac), network.mac, "MAC address")
     if network.mac and int(network.mac[:2], 16) & _MULTICAST:
         raise InvalidArgumentError(f"{network.mac} is a group's MAC address, not a card's.")
     try:
@@ -278,6 +325,19 @@ def _set_resolvers(root: str, servers: list[str]) -> None:
     # A distribution that has a resolver of its own knows better.
     if servers and not (os.path.exists(path) and os.path.getsize(path)):
         files.write(path, "".join(f"nameserver {server}\n" for server in servers))
+
+
+def _after_the_answer(*steps: Callable[[], object]) -> None:
+    """Do so once the answer is likely to have left, which they would compete with."""
+
+    async def later() -> None:
+        await asyncio.sleep(_ANSWER_S)
+        for step in steps:
+            step()
+
+    task = aio.spawn(later(), name="what follows Configure")
+    _background.add(task)
+    task.add_done_callback(_background.discard)
 
 
 def _grow(kernel: Kernel) -> None:

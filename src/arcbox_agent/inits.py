@@ -2,7 +2,8 @@
 
 Held are the services that must begin anew in each clone, when its identity is there: the SSH
 server, for its keys, and systemd's journal, for the machine id in its files' names and the boot id
-in its entries. No clone asks init to start them, since that takes long under emulation.
+in its entries; and what would only keep a clone from its first command. No clone asks init to start
+them, since that takes long under emulation.
 """
 
 # pathlib is not imported: start-up takes long under emulation. Init's state has no events.
@@ -32,6 +33,9 @@ _OPENRC = "/run/openrc"
 _BOOTED = ("running", "degraded")
 _JOURNAL = "systemd-journald.service"
 _SERVERS = ("ssh.service", "sshd.service")
+_TIMERS = "*.timer"
+_UDEV = "systemd-udevd.service"
+_CANNOT_BE_HELD = {"Transient": "yes", "CanStart": "no", "CanStop": "no"}
 _UNIT = "arcbox-clone.service"
 _UNIT_TEXT = """\
 [Unit]
@@ -130,8 +134,12 @@ class Systemd:
         return [f"{unit} ({kind}, {state})" for unit, kind, state in await self._jobs()]
 
     async def hold(self, fifo: str) -> list[str]:
-        """Hold the journal and an SSH server that runs; a socket's begins with its first client."""
-        units = await self._active(_JOURNAL, *_SERVERS)
+        """Hold the journal, timers and an SSH server that runs.
+
+        Timers are set anew when the clock is, which each clone's is. What a socket starts begins
+        with its first client: an SSH server, and udev, which else wakes to end idle workers.
+        """
+        units = await self._active(_JOURNAL, *_SERVERS, _TIMERS)
         _make_fifo(fifo)
         files.write(f"{self._folder}/{_UNIT}", _UNIT_TEXT.format(fifo=fifo))
         for unit in units:
@@ -145,6 +153,8 @@ class Systemd:
             options = ("--no-block", "--job-mode=ignore-requirements")
             await self._systemctl("restart", *options, *units)
             await self._wait_for_jobs(dict.fromkeys(units, "waiting") | {_UNIT: "running"})
+            if await self._active(_UDEV):
+                await self._systemctl("stop", _UDEV)
         except BaseException:
             async with asyncio.timeout(_LET_GO_S):
                 await self._systemctl("stop", _UNIT)
@@ -164,7 +174,9 @@ class Systemd:
         return parse_jobs(text)
 
     async def _active(self, *units: str) -> list[str]:
-        text = await self._systemctl("show", "--property=Id,ActiveState", *units)
+        text = await self._systemctl(
+            "show", f"--property=Id,ActiveState,{','.join(_CANNOT_BE_HELD)}", *units
+        )
         return parse_active(text)
 
     async def _systemctl(self, *arguments: str) -> str:
@@ -181,11 +193,15 @@ def parse_jobs(text: str) -> list[tuple[str, str, str]]:
 
 
 def parse_active(text: str) -> list[str]:
-    """Parse `systemctl show` of Id and ActiveState into the names of units that run, each once."""
+    """Parse `systemctl show` into the names of units that run, each once.
+
+    Without those that cannot be held: a transient unit is gone with its stop.
+    """
     found = []
     for block in text.split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if values.get("ActiveState") == "active" and values["Id"] not in found:
+        refuses = any(values.get(name) == no for name, no in _CANNOT_BE_HELD.items())
+        if values.get("ActiveState") == "active" and not refuses and values["Id"] not in found:
             found.append(values["Id"])
     return found
 

@@ -21,13 +21,32 @@ class _Late(ModuleType):
     """Stands in for a module that is imported at start and used later: loads it then."""
 
     def __getattr__(self, name: str) -> object:
-        import importlib
-
         if name.startswith("__"):
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
+        import importlib
+
         return getattr(importlib.import_module(self.__name__), name)
+
+
+class _LatePattern:
+    """A regular expression that is compiled when it is first used after start-up."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> object:
+        if "re" in _standing_in and name == "search":
+            # Only `logging` asks during start-up, whether its own default format is one.
+            return _true
+        import re
+
+        return getattr(re.compile(*self._arguments), name)  # type: ignore[call-overload]
+
+
+def _true(*_arguments: object) -> bool:
+    return True
 
 
 def _is_coroutine_function(function: object) -> bool:
@@ -35,43 +54,78 @@ def _is_coroutine_function(function: object) -> bool:
     return code is not None and bool(code.co_flags & _CO_COROUTINE)
 
 
+def _extract_stack(*arguments: object) -> object:
+    import traceback
+
+    return traceback.extract_stack(*arguments)  # type: ignore[arg-type]
+
+
+def _as_it_is(annotated: object) -> object:
+    return annotated
+
+
+def _nothing(*_arguments: object, **_options: object) -> None:
+    return None
+
+
 # What is asked of them during start-up, answered without them.
 _LATE: dict[str, dict[str, object]] = {
+    # For annotations, which nobody looks at. Types can be subscripted as these can.
+    "typing": {
+        "TYPE_CHECKING": False,
+        "ClassVar": None,
+        "NoReturn": None,
+        "Optional": type,
+        "Type": type,
+        "TypeVar": _nothing,
+        "final": _as_it_is,
+    },
     "inspect": {"iscoroutinefunction": _is_coroutine_function},
+    # For what checks styles of log formats.
+    "re": {"compile": _LatePattern, "I": 2},
     # For exceptions, whose lines the bundle has no source for.
     "linecache": {},
-    "traceback": {},
+    "traceback": {"extract_stack": _extract_stack},
     # For styles of log formats that nobody uses here: logging takes both names at once.
     "string": {"Template": object, "Formatter": object},
     "asyncio.sslproto": {},
+    # For connections to a host that has several addresses.
+    "asyncio.staggered": {},
     # protobuf's own timestamps, durations and the like: no message of ours has one.
     "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
+    # For protobuf's implementation in Python.
+    "google.protobuf.descriptor_database": {},
+    "google.protobuf.text_encoding": {},
     "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
 }
+_standing_in: dict[str, _Late] = {}
 
 
 def import_main() -> ModuleType:
     """Import `arcbox_agent.main` and the link without what they do not need."""
     import gc
 
-    from arcbox_agent import forker
-
     gc.disable()  # until all is imported: nothing of it is garbage
-    forker.start()
-    late = []
     for name, known in _LATE.items():
         if name not in sys.modules:
-            module = _Late(name)
+            module = sys.modules[name] = _standing_in[name] = _Late(name)
             vars(module).update(known)
-            sys.modules[name] = module
-            late.append(module)
     # There is no TLS on the link; asyncio does without if it has to.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     # protobuf in C does not use its implementation in Python, but imports it.
     sys.modules[_PURE_PROTOBUF] = ModuleType(_PURE_PROTOBUF)
+    from arcbox_agent import forker
+
+    forker.start()
     from arcbox_agent import link, main  # noqa: F401  the link while the stand-ins are there
 
-    for module in late:  # whoever imports them from now on gets the real ones
-        if sys.modules.get(module.__name__) is module:
-            del sys.modules[module.__name__]
+    # Whoever imports them from now on gets the real ones; but most modules of ours want no more of
+    # `typing` than whether types are checked.
+    if (typing := _standing_in.pop("typing", None)) is not None:
+        for name in _LATE["typing"].keys() - {"TYPE_CHECKING"}:
+            del vars(typing)[name]
+    for name, module in _standing_in.items():
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+    _standing_in.clear()
     return main

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -31,3 +34,19 @@ async def cancel(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     with contextlib.suppress(asyncio.CancelledError, Exception):
         task.result()
+
+
+async def complete(work: Coroutine[object, object, _T]) -> _T:
+    """Bring work to its end though the caller is cancelled, which it hears of afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    return task.result()

@@ -52,6 +52,11 @@ class MachinePaths:
         return self.directory / "qmp.sock"
 
     @property
+    def stub_socket(self) -> Path:
+        """Name QEMU's stub for debuggers, for the moments in which there is one."""
+        return self.directory / "gdb.sock"
+
+    @property
     def link_socket(self) -> Path:
         """Name the host's end of the virtio-serial port."""
         return self.directory / "link.sock"

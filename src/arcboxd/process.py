@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.errors import ArcboxError, MissingToolError, TooLateError
 
 OUTPUT_LIMIT_BYTES = 4 << 20
+_PR_SET_THP_DISABLE = 41
 
 
 class CommandError(ArcboxError):
@@ -113,12 +115,26 @@ def identify(pid: int) -> ProcessIdentity | None:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The second field, the name, is in parentheses and may hold spaces and parentheses itself.
-    fields = stat.rpartition(")")[2].split()
+    fields = _fields(stat)
     state, start_ticks = fields[0], fields[19]
     if state in "ZX":
         return None
     return ProcessIdentity(boot_id(), pid, int(start_ticks))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Tell the processor time that a process has used. Source: proc(5), ``utime`` and ``stime``.
+
+    Raises:
+        OSError: There is none.
+    """
+    user_ticks, system_ticks = _fields(Path(f"/proc/{pid}/stat").read_text())[11:13]
+    return (int(user_ticks) + int(system_ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def _fields(stat: str) -> list[str]:
+    # The second field, the name, is in parentheses and may hold spaces and parentheses itself.
+    return stat.rpartition(")")[2].split()
 
 
 class ProcessHandle:
@@ -182,18 +198,19 @@ def spawn_detached(
     log: Path,
     env: Mapping[str, str] | None = None,
     keep_fds: Sequence[int] = (),
+    huge_pages: bool = True,
 ) -> ProcessHandle:
     """Start a program in a session of its own, which outlives this process.
 
     Its output is appended to ``log``. It inherits the descriptors ``keep_fds``, at the same
-    numbers, and no other.
+    numbers, and no other. Without ``huge_pages`` it gets none, not even where it asks for them.
 
     Raises:
         MissingToolError: There is no such program.
     """
     # posix_spawn, not Popen, which would warn of a child that nobody waits for: the pidfd tells,
     # for children and adopted processes alike.
-    with log.open("ab") as out:
+    with log.open("ab") as out, contextlib.nullcontext() if huge_pages else _no_huge_pages():
         try:
             pid = os.posix_spawnp(
                 argv[0],
@@ -212,6 +229,17 @@ def spawn_detached(
             raise MissingToolError(f"the program {argv[0]!r} is not installed") from error
     pidfd = os.pidfd_open(pid)
     return ProcessHandle(identify(pid) or ProcessIdentity(boot_id(), pid, 0), pidfd)
+
+
+@contextlib.contextmanager
+def _no_huge_pages() -> Iterator[None]:
+    """Let programs that are started meanwhile inherit this: see PR_SET_THP_DISABLE in prctl(2)."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 
 @contextlib.contextmanager

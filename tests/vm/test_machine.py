@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 
+from arcboxd.hypervisor.qemu.accelerator import choose_accelerator
+from arcboxd.hypervisor.qemu.stale_code import may_hold
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc, machine_pb2
 from tests.vm.conftest import MIB, Host, qemu_pids
 
 ROOT = Path(__file__).parents[2]
+FREED = re.compile(r"processors \[.*\] of \S+: (\d+) places translated anew")
 
 
 def until(condition: object, timeout_s: float, what: str) -> None:
@@ -274,6 +280,53 @@ def test_a_reboot_from_inside_comes_back(host: Host, machine_ready: str) -> None
         host.sh(machine_ready, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub") == identity
     )
     assert host.state(machine_ready) == "running"
+
+
+def freed(host: Host) -> list[int]:
+    """Tell how many places were translated anew each time a processor was freed."""
+    return [int(places) for places in FREED.findall((host.home / "daemon.log").read_text())]
+
+
+def keeps_stale_code() -> bool:
+    """Tell whether machines here may be held by code that is gone."""
+    argv = ["qemu-system-x86_64", "--version"]
+    told = subprocess.run(argv, capture_output=True, check=False, text=True).stdout
+    version = re.search(r"version (\d+)\.(\d+)", told)
+    if version is None or choose_accelerator().name == "kvm":
+        return False
+    return may_hold(platform.machine(), 2, (int(version[1]), int(version[2])))
+
+
+@pytest.mark.skipif(
+    not keeps_stale_code(), reason="this QEMU does not keep code that a guest has changed"
+)
+def test_a_busy_kernel_is_taken_for_stuck_and_goes_on(host: Host, machine_ready: str) -> None:
+    script = "timeout 30 dd if=/dev/zero of=/dev/null bs=1M count=100k status=none; echo $?"
+    before = len(freed(host))
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(host.sh, machine_ready, script)
+        until(lambda: len(freed(host)) > before, 60, "it is freed")
+        assert busy.result(120) in {"0\n", "124\n"}
+    # With something to write, and without harm.
+    assert all(freed(host))
+    assert host.sh(machine_ready, "dmesg | grep -cE 'soft lockup|BUG:' || true") == "0\n"
+
+
+@pytest.mark.skipif(not os.environ.get("ARCBOX_TEST_FULL"), reason="minutes: ARCBOX_TEST_FULL=1")
+def test_code_that_changes_under_way_holds_no_processor(host: Host, machine_ready: str) -> None:
+    # Each change of this switch rewrites the scheduler's code while the other processor runs it.
+    # A QEMU that keeps what was there is stuck after some 150 of them.
+    switch = "/proc/sys/kernel/sched_schedstats"
+    script = (
+        "(while :; do for i in 1 2 3 4 5 6 7 8; do /bin/true & done; wait; done) & "
+        f"for i in $(seq 600); do echo 1 >{switch}; echo 0 >{switch}; done; kill $!; echo done"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        switching = pool.submit(host.exec, machine_ready, "sh", "-c", script)
+        while not switching.done():
+            host.machines.Ping(machine_pb2.MachineAgentRequest(id=machine_ready), timeout=60)
+            time.sleep(1)
+    assert switching.result()[1] == b"done\n"
 
 
 def test_stop_is_orderly_and_start_finds_everything_again(host: Host, machine_ready: str) -> None:

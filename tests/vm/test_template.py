@@ -121,6 +121,15 @@ def test_ssh_and_the_journal_are_its_own(host: Host, clones: dict[str, Clone]) -
         assert set(kept.split()) == {clone.machine_id}
 
 
+def test_timers_and_devices_are_watched_again(host: Host, clones: dict[str, Clone]) -> None:
+    (name, *_) = clones
+    states = "systemctl show -p ActiveState --value '*.timer' | sort -u"
+    until(lambda: host.sh(name, states).split() == ["active"], 30, "timers")
+    assert int(host.sh(name, "systemctl list-timers --no-legend | grep -c tmpfiles-clean")) == 1
+    host.sh(name, "rm -f /run/udev/data/b*; udevadm trigger --settle /sys/class/block/vda")
+    assert "ID_SERIAL" in host.sh(name, "cat /run/udev/data/b$(cat /sys/class/block/vda/dev)")
+
+
 def test_a_larger_disk_has_grown(host: Host, clones: dict[str, Clone]) -> None:
     def size(name: str) -> int:
         return int(host.sh(name, "df --output=size -B1 / | tail -1"))

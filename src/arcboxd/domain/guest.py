@@ -51,6 +51,8 @@ class Identity:
     authorized_keys: tuple[str, ...]
     ssh_host_keys: tuple[SshHostKey, ...]
     disk_bytes: int
+    warm_up: bool = False
+    """A clone's second processor is to run a command that does nothing meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

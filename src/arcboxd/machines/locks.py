@@ -107,6 +107,10 @@ class Locks:
         while self._held:
             await next(iter(self._held.values())).wait()
 
+    def count(self, verb: str) -> int:
+        """Count the machines that are held for one kind of operation."""
+        return sum(each.verb == verb for each in self._held.values())
+
     async def free_of(self, verb: str) -> None:
         """Wait until no machine is held for one kind of operation."""
         while held := [each for each in self._held.values() if each.verb == verb]:

@@ -32,7 +32,6 @@ from arcboxd.errors import (
 from arcboxd.link.stream import Stream
 from arcboxd.machines import kubernetes_port, kubernetes_services, ssh
 from arcboxd.machines.context import Context, Running
-from arcboxd.machines.undo import complete
 from arcboxd.ports import plan, record, sockets
 from arcboxd.ports.forwards import MAX_FORWARDS, USER, Forwards
 
@@ -79,7 +78,7 @@ async def add(ctx: Context, ref: str, asked: UserForward) -> Port:
             _check_free(machine, wanted, own)
             if forwards.count >= MAX_FORWARDS:
                 raise NoRoomError(f"machine {machine.spec.name!r} has {MAX_FORWARDS} forwards")
-            await complete(_keep(ctx, machine, forwards, (*own, wanted)))
+            await aio.complete(_keep(ctx, machine, forwards, (*own, wanted)))
     await forwards.settled(_SETTLE_S)
     for port in forwards.ports():
         if port.source == USER and _forward(port) == wanted:
@@ -123,7 +122,7 @@ async def remove(
                 f"{machine.spec.name!r}",
                 hint=f"see them with: arcbox port ls {machine.spec.name}",
             )
-        await complete(_keep(ctx, machine, forwards, kept))
+        await aio.complete(_keep(ctx, machine, forwards, kept))
     await forwards.settled(_SETTLE_S)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol, TypedDict, Unpack
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import (
     Boot,
     Machine,
@@ -20,7 +21,6 @@ from arcboxd.errors import (
     MachineNotFoundError,
 )
 from arcboxd.machines.events import EventBus
-from arcboxd.machines.undo import complete
 
 MIN_PREFIX = 4
 """Digits of an id's prefix; fewer would soon stop being unique."""

@@ -7,12 +7,12 @@ import logging
 import shutil
 from pathlib import Path
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import MachineStateError, StoreError
 from arcboxd.machines.context import Context
 from arcboxd.machines.leftover import listener
 from arcboxd.machines.stop import end, interrupt
-from arcboxd.machines.undo import complete
 
 _log = logging.getLogger(__name__)
 

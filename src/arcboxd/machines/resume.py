@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from types import TracebackType
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import ArcboxError, MachineStateError, PreconditionError
 from arcboxd.hypervisor.base import Forward, Vm
@@ -14,7 +15,7 @@ from arcboxd.machines import saved, start
 from arcboxd.machines.context import Context
 from arcboxd.machines.locks import Operation
 from arcboxd.machines.saved import Saved
-from arcboxd.machines.undo import Undo, complete
+from arcboxd.machines.undo import Undo
 from arcboxd.paths import SavedPaths
 
 _log = logging.getLogger(__name__)

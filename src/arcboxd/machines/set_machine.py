@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineSpec, MachineState
 from arcboxd.errors import InvalidArgumentError, MachineStateError
 from arcboxd.machines import disks
 from arcboxd.machines.context import Context
-from arcboxd.machines.undo import complete
 from arcboxd.machines.validate import check_cpus, check_disk, check_memory
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from arcboxd import durable
+from arcboxd.aio import complete
 from arcboxd.domain.machine import Boot, Machine, MachineState
 from arcboxd.durable import storing
 from arcboxd.errors import (
@@ -32,7 +33,7 @@ from arcboxd.machines import disk_snapshots, saved, shares, template
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.pause import paused
 from arcboxd.machines.stop import end
-from arcboxd.machines.undo import Undo, complete
+from arcboxd.machines.undo import Undo
 from arcboxd.machines.validate import check_name
 from arcboxd.paths import MachinePaths, SavedPaths, SnapshotPaths
 

@@ -20,7 +20,7 @@ from arcboxd.machines.locks import NOTE_END
 from arcboxd.machines.registry import Changes
 from arcboxd.machines.staged import Staged
 from arcboxd.machines.template_store import NONE_FITS, Template
-from arcboxd.machines.undo import Undo, complete
+from arcboxd.machines.undo import Undo
 
 _log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ async def _launch(
         changes |= {"process": vm.process, "accelerator": accelerator.name}
         await ctx.registry.change(machine.id, **changes)
     except BaseException:
-        await complete(vm.kill())
+        await aio.complete(vm.kill())
         raise
     return vm
 

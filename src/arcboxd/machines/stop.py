@@ -6,13 +6,13 @@ import asyncio
 import logging
 import signal
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineState, ProcessIdentity
 from arcboxd.errors import ArcboxError, HypervisorError, MachineStateError
 from arcboxd.hypervisor.base import Vm
 from arcboxd.machines import resume, saved
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.start import retire
-from arcboxd.machines.undo import complete
 from arcboxd.process import ProcessHandle
 
 _log = logging.getLogger(__name__)

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from types import TracebackType
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import ArcboxError, MachineStateError
 from arcboxd.machines import ports, saved, shares
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.launch import ExitedError, identity, unless_exit
-from arcboxd.machines.undo import Undo, complete
+from arcboxd.machines.undo import Undo
 from arcboxd.paths import SavedPaths
 
 _log = logging.getLogger(__name__)

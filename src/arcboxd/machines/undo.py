@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TypeVar
 
-_T = TypeVar("_T")
+from arcboxd.aio import complete
 
 
 async def together(*works: Coroutine[object, object, None]) -> None:
@@ -20,22 +19,6 @@ async def together(*works: Coroutine[object, object, None]) -> None:
     except BaseExceptionGroup as group:
         # The first one says what went wrong; a group would be no error of ours to the edges.
         raise group.exceptions[0] from None
-
-
-async def complete(work: Coroutine[object, object, _T]) -> _T:
-    """Bring work to its end though the caller is cancelled, which it hears of afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()
 
 
 class Undo(AsyncExitStack):

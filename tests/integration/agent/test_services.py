@@ -129,11 +129,11 @@ async def test_configure_twice_is_as_once(client: Client) -> None:
     )
     gate = client.root / "run/arcbox/gate"
     os.mkfifo(gate)
-    reader = os.open(gate, os.O_RDONLY | os.O_NONBLOCK)
+    reader = os.open(gate, os.O_RDWR)
     reply = await client.guest.Configure(request)
     assert list(reply.warnings) == []
     assert reply.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    assert os.read(reader, 10) == b"go\n"
+    assert await asyncio.to_thread(os.read, reader, 10) == b"go\n"
     os.close(reader)
     first = snapshot(client.root)
     await client.guest.Configure(request)  # nobody reads the gate now
@@ -183,6 +183,16 @@ def snapshot(root: Path) -> dict[str, tuple[int, int, str]]:
         ConfigureRequest(hostname="a\nb"),
         ConfigureRequest(hostname="dev\n"),
         ConfigureRequest(hostname="x" * 65),
+        ConfigureRequest(hostname="x."),
+        ConfigureRequest(user=User(name="1st")),
+        ConfigureRequest(user=User(name="x" * 33)),
+        ConfigureRequest(network=Network(mac="52:54:00:12:34")),
+        ConfigureRequest(network=Network(mac="52:54:00:12:34:5G")),
+        ConfigureRequest(network=Network(mac="5254:0:12:34:56:7")),
+        ConfigureRequest(network=Network(mac="01:00:5e:00:00:01")),
+        ConfigureRequest(
+            ssh_host_keys=[SshHostKey(type="rsa", private_key=PRIVATE + "\n", public_key=KEY)]
+        ),
         ConfigureRequest(user=User(name="")),
         ConfigureRequest(user=User(name="a:b")),
         ConfigureRequest(user=User(name="a\nroot2:x:0:0::/:/bin/sh")),

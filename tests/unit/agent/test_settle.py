@@ -66,9 +66,12 @@ def test_a_unit_with_two_names_is_one() -> None:
     text = (
         "Id=systemd-journald.service\nActiveState=active\n\n"
         "Id=ssh.service\nActiveState=active\n\nId=ssh.service\nActiveState=active\n\n"
-        "Id=other.service\nActiveState=inactive\n"
+        "Id=other.service\nActiveState=inactive\n\n"
+        "Id=fstrim.timer\nActiveState=active\nTransient=no\n\n"
+        "Id=run-u1.timer\nActiveState=active\nTransient=yes\n\n"
+        "Id=kept.timer\nActiveState=active\nCanStart=yes\nCanStop=no\nTransient=no\n"
     )
-    assert parse_active(text) == ["systemd-journald.service", "ssh.service"]
+    assert parse_active(text) == ["systemd-journald.service", "ssh.service", "fstrim.timer"]
 
 
 class FakeSystemctl:
@@ -77,11 +80,12 @@ class FakeSystemctl:
     def __init__(self, *, fails: str = "", stops: bool = True) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.fails = fails
+        waiting = "6 ssh.service start waiting\n7 fstrim.timer start waiting"
         self._jobs = [
             "",
             "5 arcbox-clone.service start running",
             "5 arcbox-clone.service start running\n6 ssh.service restart running",
-            "5 arcbox-clone.service start running\n6 ssh.service start waiting",
+            f"5 arcbox-clone.service start running\n{waiting}",
         ][: 4 if stops else 3]
 
     async def __call__(self, *argv: str, cgroups: Cgroups) -> tuple[int, str]:
@@ -92,7 +96,17 @@ class FakeSystemctl:
             case "list-jobs":
                 return 0, self._jobs.pop(0) if len(self._jobs) > 1 else self._jobs[0]
             case "show":
-                return 0, "Id=ssh.service\nActiveState=active\n"
+                found = {
+                    "ssh.service": "active",
+                    "sshd.service": "inactive",
+                    "*.timer": "active",
+                    "systemd-udevd.service": "active",
+                }
+                return 0, "\n".join(
+                    f"Id={unit.replace('*', 'fstrim')}\nActiveState={found[unit]}\n"
+                    for unit in argv
+                    if unit in found
+                )
             case _:
                 return 0, ""
 
@@ -106,11 +120,13 @@ async def test_systemd_holds_what_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert await Systemd(Cgroups(""), str(tmp_path)).hold(str(fifo)) == []
     assert fifo.is_fifo()
     assert f"<{fifo}" in (tmp_path / "arcbox-clone.service").read_text()
-    drop_in = tmp_path / "ssh.service.d/arcbox-clone.conf"
-    assert drop_in.read_text() == "[Unit]\nAfter=arcbox-clone.service\n"
+    for unit in ("ssh.service", "fstrim.timer"):
+        drop_in = tmp_path / f"{unit}.d/arcbox-clone.conf"
+        assert drop_in.read_text() == "[Unit]\nAfter=arcbox-clone.service\n"
     verbs = [each[0] for each in systemctl.calls if each[0] != "list-jobs"]
-    assert verbs == ["show", "daemon-reload", "start", "restart"]
-    assert systemctl.calls[-1][0] == "list-jobs"  # it was waited for
+    assert verbs == ["show", "daemon-reload", "start", "restart", "show", "stop"]
+    assert systemctl.calls[-3][0] == "list-jobs"  # they were waited for
+    assert systemctl.calls[-1] == ("stop", "systemd-udevd.service")
 
 
 async def test_services_that_do_not_stop_are_let_go(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import (
     InvalidArgumentError,
@@ -25,7 +26,7 @@ from arcboxd.machines import console, ssh, validate
 from arcboxd.machines.events import EventBus, Lost, StateChanged
 from arcboxd.machines.locks import Locks
 from arcboxd.machines.registry import DETAIL_LIMIT, Registry
-from arcboxd.machines.undo import Undo, complete, together
+from arcboxd.machines.undo import Undo, together
 from arcboxd.paths import MachinePaths
 from tests.unit.store.test_store import MACHINE
 

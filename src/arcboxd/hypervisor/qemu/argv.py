@@ -32,7 +32,8 @@ BASE_CMDLINE = (
 # Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there.
 # And QEMU translates code anew at each address: with addresses that differ from exec to exec, a
 # `true` takes 35 ms, without 9 ms (docs/decisions.md). A guest may turn that on again by sysctl.
-TCG_CMDLINE = "mitigations=off norandmaps"
+# To emulation huge pages are pages, but a clone that joins pages copies them.
+TCG_CMDLINE = "mitigations=off norandmaps transparent_hugepage=madvise"
 
 
 def kernel_cmdline(arch: str, accelerator: Accelerator, extra: str = "") -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.errors import HypervisorError
 from arcboxd.hypervisor.base import Accelerator, SavedState, VmConfig
+from arcboxd.hypervisor.qemu import stale_code
 from arcboxd.hypervisor.qemu.accelerator import for_arch
 from arcboxd.hypervisor.qemu.argv import build_argv
 from arcboxd.hypervisor.qemu.fingerprint import Program, fingerprint, newest_board
@@ -84,9 +85,10 @@ class QemuHypervisor:
                 undo.callback(paths.qmp_socket.unlink, missing_ok=True)
                 undo.callback(paths.link_socket.unlink, missing_ok=True)
                 shares = _open_shares(paths.shares, sockets)
+                accelerator = self.accelerator_for(config.arch)
                 argv = build_argv(
                     config,
-                    self.accelerator_for(config.arch),
+                    accelerator,
                     qmp_fd=qmp.fileno(),
                     link_fd=link.fileno(),
                     shares_fd=shares,
@@ -94,7 +96,16 @@ class QemuHypervisor:
                 )
                 argv[0] = qemu.path
                 fds = (qmp.fileno(), link.fileno(), shares)
-                process = spawn_detached(argv, log=paths.qemu_log, keep_fds=fds)
+                # A clone under emulation has little of its own beside translated code: no room for
+                # code up to the next 2 MiB, and no arena for each thread.
+                spare = state is not None and accelerator.name == "tcg"
+                process = spawn_detached(
+                    argv,
+                    log=paths.qemu_log,
+                    env={**os.environ, "MALLOC_ARENA_MAX": "1"} if spare else None,
+                    keep_fds=fds,
+                    huge_pages=not spare,
+                )
                 if config.background:
                     # Of the one thread that it has so far, from which all others inherit it.
                     os.setpriority(os.PRIO_PROCESS, process.identity.pid, _BACKGROUND_NICE)
@@ -111,6 +122,7 @@ class QemuHypervisor:
                 )
             for forward in config.forwards:
                 await vm.add_forward(forward)
+            self._watch(config, vm, monitor)
             undo.pop_all()
             return vm
 
@@ -129,7 +141,14 @@ class QemuHypervisor:
         except HypervisorError:
             handle.release()
             raise
-        return QemuVm(handle, monitor, config.paths)
+        vm = QemuVm(handle, monitor, config.paths)
+        self._watch(config, vm, monitor)
+        return vm
+
+    def _watch(self, config: VmConfig, vm: QemuVm, monitor: Monitor) -> None:
+        emulated = self.accelerator_for(config.arch).name == "tcg"
+        if emulated and stale_code.may_hold(config.arch, config.cpus, monitor.version()):
+            vm.watch(config.name)
 
     async def _board(self, config: VmConfig, qemu: Program) -> str:
         if config.machine_type:

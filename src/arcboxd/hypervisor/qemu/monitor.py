@@ -67,6 +67,15 @@ class Monitor:
         """
         return str(await self.execute("human-monitor-command", {"command-line": line}))
 
+    def version(self) -> tuple[int, int]:
+        """Tell the major and minor version that QEMU greeted with; 0, 0 without a connection."""
+        greeting = None if self._client is None else self._client.greeting
+        match None if greeting is None else greeting.QMP.version.get("qemu"):
+            case {"major": int(major), "minor": int(minor)}:
+                return major, minor
+            case _:
+                return 0, 0
+
     def moved(self, socket: Path) -> None:
         """Note that the socket has another name now; a connection that stands goes on."""
         self._socket = socket

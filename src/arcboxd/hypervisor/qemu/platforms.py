@@ -38,8 +38,8 @@ PLATFORMS: Mapping[str, Platform] = {
         board="q35",
         board_options={"kvm": _PC, "tcg": _PC},
         # Without "erms", kernel and libc clear and copy by eight bytes, not by one, and each step
-        # of `rep stosb` is a loop of its own to QEMU.
-        emulated_cpu="max,erms=off",
+        # of `rep stosb` is a loop of its own to QEMU. Linux does not boot with "fsrm" alone.
+        emulated_cpu="max,erms=off,fsrm=off",
         # No hardware of these names is ever there to be probed.
         cmdline="console=ttyS0 no_timer_check i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
         "8250.nr_uarts=1 "

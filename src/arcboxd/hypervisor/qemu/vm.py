@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 from pathlib import Path
 
+from arcboxd import aio
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.hypervisor.base import Forward, Hardware, SavedState, ShareSlot
-from arcboxd.hypervisor.qemu import forwards, nodes, plug
+from arcboxd.hypervisor.qemu import forwards, nodes, plug, stale_code
 from arcboxd.hypervisor.qemu.argv import KUBERNETES_NODE, ROOT_NODE, RUNTIME_NODE
 from arcboxd.hypervisor.qemu.migration import give_up, save_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.paths import MachinePaths
-from arcboxd.process import ProcessHandle
+from arcboxd.process import ProcessHandle, cpu_seconds
 
 _FILES = ("template_disk", "disk", "console_log", "qemu_log", "shares", "link_socket", "qmp_socket")
 
@@ -26,6 +28,17 @@ class QemuVm:
         self._process = process
         self._monitor = monitor
         self._paths = paths
+        self._going = asyncio.Lock()
+        """Held while it is decided whether the virtual processors run."""
+        self._watch: asyncio.Task[None] | None = None
+
+    def watch(self, name: str) -> None:
+        """Free its virtual processors from now on whenever stale code holds them."""
+        pid = self._process.identity.pid
+        self._watch = aio.spawn(
+            stale_code.watch(name, self._monitor, lambda: cpu_seconds(pid), self._free),
+            name=f"processors of {name}",
+        )
 
     @property
     def process(self) -> ProcessIdentity:
@@ -46,7 +59,8 @@ class QemuVm:
 
     async def pause(self) -> None:
         """Stop the virtual processors. Source: QMP ``stop``."""
-        await self._monitor.execute("stop")
+        async with self._going:
+            await self._monitor.execute("stop")
 
     async def resume(self) -> None:
         """Let the virtual processors go on.
@@ -54,8 +68,9 @@ class QemuVm:
         After a save, ``cont`` takes the disks back, which QEMU had given up for another to take.
         Source: QMP ``cont``; qemu/monitor/qmp-cmds.c, qmp_cont.
         """
-        await give_up(self._monitor)
-        await self._monitor.execute("cont")
+        async with self._going:
+            await give_up(self._monitor)
+            await self._monitor.execute("cont")
 
     async def hardware(self) -> Hardware:
         """Tell what it was launched with."""
@@ -114,8 +129,11 @@ class QemuVm:
         """SIGKILL, wait until the process is gone, and take its sockets away."""
         self._process.signal(signal.SIGKILL)
         await self._process.wait()
+        # Not before: its monitor may be what does not answer.
+        await self._watch_no_more()
         await self._monitor.close()
-        for path in (self._paths.qmp_socket, self._paths.link_socket):
+        paths = self._paths
+        for path in (paths.qmp_socket, paths.link_socket, paths.stub_socket):
             path.unlink(missing_ok=True)
 
     async def forwards(self) -> tuple[Forward, ...]:
@@ -132,5 +150,14 @@ class QemuVm:
 
     async def detach(self) -> None:
         """Drop the connections, and leave it running."""
+        await self._watch_no_more()
         await self._monitor.close()
         self._process.release()
+
+    async def _free(self) -> int:
+        async with self._going:
+            return await stale_code.free(self._monitor, self._paths.stub_socket)
+
+    async def _watch_no_more(self) -> None:
+        if self._watch is not None:
+            await aio.cancel(self._watch)
