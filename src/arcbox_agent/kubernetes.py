@@ -1,7 +1,7 @@
 """The machine's Kubernetes cluster: brings it up, says how it is, takes it down, and removes it."""
 
-# pathlib is not imported and imports come late: start-up takes long under emulation. A disk that
-# appears and an API server that begins to answer have no event that is cheaper than a look.
+# pathlib is not imported and imports come late: start-up takes long under emulation. An API server
+# that begins to answer has no event that is cheaper than a look.
 # ruff: noqa: ASYNC110, PLC0415, PTH110
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from arcbox_agent.cgroup import Cgroups
     from arcbox_agent.kubernetes_parts import Distribution
     from arcbox_agent.runtime import Runtime
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 20.0  # clients wait about 30 s for an answer
 _DISK_S = 900.0  # the host may have to fetch it
-_POLL_S = 0.25
 _API_POLL_S = 2.0
 _NONE = "There is no cluster: none was started."
 
@@ -175,18 +172,16 @@ class Kubernetes:
 
     async def _find_disks(self) -> None:
         """Mount both disks, which the host has to plug in first; and learn the address."""
-        if self._mount_disks() and read_address(self.layout)[0]:
-            return
-        wanted = guest_pb2.GuestEvent(kubernetes_wanted=guest_pb2.KubernetesWanted())
-        if not await self._watch.tell(wanted):
-            raise PreconditionError(
-                "The machine has no disk with Kubernetes, and no daemon watches that could plug it"
-                " in.",
-                hint="Try again when the machine's daemon is connected.",
-            )
         self._trouble = "It waits for the disk with Kubernetes."
-        await self._until(lambda: self._mount_disks() and read_address(self.layout)[0] != "")
-        self._trouble = ""
+        try:
+            await self._watch.wait_for_disk(
+                guest_pb2.GuestEvent(kubernetes_wanted=guest_pb2.KubernetesWanted()),
+                lambda: self._mount_disks() and read_address(self.layout)[0] != "",
+                content="Kubernetes",
+                timeout_s=_DISK_S,
+            )
+        finally:
+            self._trouble = ""
 
     def _mount_disks(self) -> bool:
         runtime = self.layout.runtime
@@ -197,17 +192,6 @@ class Kubernetes:
                 or self._system.mount_bundle("kubernetes", self.layout.bundle),
             )
         )
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _DISK_S
-        while not condition():
-            if loop.time() > deadline:
-                raise PreconditionError(
-                    f"The disk with Kubernetes did not come within {_DISK_S:g} s.",
-                    hint="The daemon's log says why.",
-                )
-            await asyncio.sleep(_POLL_S)
 
     async def _prepare_system(self) -> None:
         await self._system.wait_for_root()

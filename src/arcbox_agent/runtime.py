@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _DISK_S = 60.0
 _START_S = 120.0
 _POLL_S = 0.05
-_DISK_POLL_S = 0.1
 _MAX_DEATHS = 3
 _LOG_LINES = 20
 
@@ -180,24 +179,14 @@ class Runtime:
 
     async def _find_bundle(self) -> None:
         """Mount the bundle's disk, which the host may have to plug in first, or even to build."""
-        if self.layout.has_bundle or self.system.mount_bundle("runtime", self.layout.bundle):
-            return
-        wanted = guest_pb2.GuestEvent(runtime_wanted=guest_pb2.RuntimeWanted())
-        if not await self._watch.tell(wanted):
-            raise RuntimeFailedError(
-                "The machine has no disk with the container runtime, and no daemon watches that"
-                " could plug it in.",
-                hint="Try again when the machine's daemon is connected.",
-            )
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _DISK_S
-        while not self.system.mount_bundle("runtime", self.layout.bundle):
-            if loop.time() > deadline:
-                raise RuntimeFailedError(
-                    f"The disk with the container runtime did not come within {_DISK_S:g} s.",
-                    hint="The daemon's log says why.",
-                )
-            await asyncio.sleep(_DISK_POLL_S)
+        await self._watch.wait_for_disk(
+            guest_pb2.GuestEvent(runtime_wanted=guest_pb2.RuntimeWanted()),
+            lambda: (
+                self.layout.has_bundle or self.system.mount_bundle("runtime", self.layout.bundle)
+            ),
+            content="the container runtime",
+            timeout_s=_DISK_S,
+        )
 
     async def _prepare_for_docker(self, modprobe: str) -> None:
         """Load modules, and wait until the system is set up, side by side."""

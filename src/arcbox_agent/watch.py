@@ -9,14 +9,17 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from arcboxd.errors import PreconditionError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from arcbox_agent.calls import MessageStream
 
 _LOOK_S = 2.0  # for a Docker that the agent did not start
+_DISK_POLL_S = 0.1  # a disk that appears has no event that is cheaper than a look
+_WATCHER_S = 30.0  # a daemon watches a while after its start, and tries again every 15 s
 
 
 class Watch:
@@ -31,16 +34,46 @@ class Watch:
         self.docker_changed = asyncio.Event()
         self._watcher: _Watcher | None = None
 
-    async def tell(self, event: guest_pb2.GuestEvent) -> bool:
-        """Send an event; say whether anybody watches."""
-        watcher = self._watcher
-        if watcher is None:
-            return False
-        try:
-            await watcher.send(event)
-        except Exception:  # noqa: BLE001  its own task sees the same, and ends
-            return False
-        return True
+    async def wait_for_disk(
+        self,
+        event: guest_pb2.GuestEvent,
+        is_there: Callable[[], bool],
+        *,
+        content: str,
+        timeout_s: float,
+    ) -> None:
+        """Wait for a disk that the daemon plugs in, and ask each daemon that watches for it.
+
+        Args:
+            event: What asks for it.
+            is_there: Looks for it.
+            content: What is on it, for errors.
+            timeout_s: How long it may take.
+
+        Raises:
+            PreconditionError: It did not come in time, or nobody watches who could plug it in.
+        """
+        loop = asyncio.get_running_loop()
+        began = watched = loop.time()
+        asked: _Watcher | None = None
+        while not is_there():
+            now = loop.time()
+            if (watcher := self._watcher) is not None:
+                watched = now
+                if watcher is not asked and await _tell(watcher, event):
+                    asked = watcher
+            elif now - watched > _WATCHER_S:
+                raise PreconditionError(
+                    f"The machine has no disk with {content}, and no daemon watches that could"
+                    " plug it in.",
+                    hint="Try again when the machine's daemon is connected.",
+                )
+            if now - began > timeout_s:
+                raise PreconditionError(
+                    f"The disk with {content} did not come within {timeout_s:g} s.",
+                    hint="The daemon's log says why.",
+                )
+            await asyncio.sleep(_DISK_POLL_S)
 
     async def serve(
         self,
@@ -108,3 +141,11 @@ class _Watcher:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def _tell(watcher: _Watcher, event: guest_pb2.GuestEvent) -> bool:
+    try:
+        await watcher.send(event)
+    except Exception:  # noqa: BLE001  its own task sees the same, and ends
+        return False
+    return True

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from arcbox_agent import watch as watch_module
 from arcbox_agent.docker_api import Docker, DockerError, NoSuchContainerError
 from arcbox_agent.watch import Watch
+from arcboxd.errors import PreconditionError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from tests.integration.agent.fake_docker import FakeDocker
 
@@ -156,11 +158,11 @@ async def test_a_second_watcher_ends_the_first(docker: FakeDocker, socket: str) 
     async with asyncio.timeout(5):
         await first.task
     assert await second.kind() == "synced"
-    assert await watch.tell(Event(runtime_wanted=guest_pb2.RuntimeWanted()))
+    waiting = asyncio.ensure_future(_wait_for_disk(watch, timeout_s=20))
     assert await second.kind() == "runtime_wanted"
     assert first.events.empty()
+    waiting.cancel()
     await second.end()
-    assert not await watch.tell(Event(runtime_wanted=guest_pb2.RuntimeWanted()))
 
 
 async def test_a_watcher_that_cannot_be_told_ends(docker: FakeDocker, socket: str) -> None:
@@ -229,3 +231,26 @@ async def test_silence_has_a_deadline(docker: FakeDocker, socket: str) -> None:
             pass
     with pytest.raises(DockerError, match="Nothing answers"):
         await Docker(socket + "x").get("/x", 1)
+
+
+async def test_a_disk_that_nobody_can_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_WATCHER_S", 0.2)
+    watch = Watch()
+    with pytest.raises(PreconditionError, match="no daemon watches") as caught:
+        await _wait_for_disk(watch, timeout_s=20)
+    assert "connected" in caught.value.hint
+
+
+async def test_a_disk_that_does_not_come(socket: str) -> None:
+    watch = Watch()
+    caller = Caller(watch, socket)
+    with pytest.raises(PreconditionError, match="data did not come within"):
+        await _wait_for_disk(watch, timeout_s=0.3)
+    asked = [caller.events.get_nowait().WhichOneof("event") for _ in range(caller.events.qsize())]
+    assert sorted(map(str, asked)) == ["runtime_wanted", "synced"]
+    await caller.end()
+
+
+async def _wait_for_disk(watch: Watch, *, timeout_s: float) -> None:
+    event = Event(runtime_wanted=guest_pb2.RuntimeWanted())
+    await watch.wait_for_disk(event, lambda: False, content="data", timeout_s=timeout_s)
