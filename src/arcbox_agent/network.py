@@ -141,7 +141,7 @@ def _address(control: socket.socket, card: str) -> bytes:
 def _announce(card: str, mac: bytes, address: bytes) -> None:
     """Tell the network that an address is ours.
 
-    A clone that is slow to begin has been announced by QEMU under the template's card, and nothing
+    A clone may have said something under the template's card before it had its own, and nothing
     would come through to this one until it says something by itself. See RFC 5227, section 3.
     """
     everybody, nobody = b"\xff" * 6, bytes(6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -30,7 +31,13 @@ from arcboxd.settings import Settings, host_cpus
 if TYPE_CHECKING:
     from arcboxd.machines.kubernetes_services import ServicePorts
 
+_log = logging.getLogger(__name__)
+
 _LEAST_RESTORES = 2
+_FIRST_COMMAND_S = 0.2
+"""What a start leaves to the command that whoever asked for it is likely to run next."""
+_OTHERS_S = 4.0
+"""Under kvm: how long what may wait waits for the starts of other machines."""
 
 
 @dataclass(slots=True)
@@ -113,6 +120,26 @@ class Context:
     def scaled(self, seconds: float, machine: Machine) -> float:
         """Stretch a time that was chosen for kvm to what the accelerator of a machine needs."""
         return seconds * self.hypervisor.accelerator_for(machine.spec.arch).timeout_scale
+
+    async def others_first(self, machine: Machine) -> None:
+        """Wait until no machine starts, or has just started and runs its first command.
+
+        A while at most, however many others start.
+
+        Args:
+            machine: What is to be done next is done for it.
+        """
+        try:
+            async with asyncio.timeout(self.scaled(_OTHERS_S, machine)):
+                while True:
+                    await self.locks.free_of("start")
+                    await asyncio.sleep(_FIRST_COMMAND_S)
+                    if not self.locks.count("start"):
+                        return
+        except TimeoutError:
+            _log.debug(
+                "what follows the start of %s does not wait for others any more", machine.spec.name
+            )
 
     def in_background(self, work: Coroutine[object, object, None], name: str) -> None:
         """Run work beside the calls; it is cancelled when the daemon ends."""

@@ -38,8 +38,6 @@ from arcboxd.ports.forwards import MAX_FORWARDS, USER, Forwards
 _log = logging.getLogger(__name__)
 
 _NEW_NS = 5_000_000_000
-_FIRST_COMMAND_S = 0.3
-_OTHERS_S = 2.0
 """How long the first watch of a machine that was just started waits for others' starts."""
 _READY_S = 2.0
 _RETRY_FIRST_S = 0.1
@@ -175,7 +173,7 @@ async def _serve(ctx: Context, machine: Machine, running: Running) -> None:
     kubernetes_port.publish(ctx, machine)
     forwards.attach(running.vm, open_stream, ssh.forward(machine.ssh_port))
     if ctx.now_ns() - machine.started_unix_ns < _NEW_NS:
-        await _let_others_begin(ctx)
+        await ctx.others_first(machine)
     if ctx.paths.machine(machine.id).kubernetes_marker.exists():
         kubernetes_services.begin(ctx, machine, running)
     delay_s = _RETRY_FIRST_S
@@ -188,16 +186,6 @@ async def _serve(ctx: Context, machine: Machine, running: Running) -> None:
             _log.debug("the guest of %s is not watched: %s", machine.spec.name, error)
         await asyncio.sleep(delay_s)
         delay_s = min(delay_s * 2, _RETRY_MOST_S)
-
-
-async def _let_others_begin(ctx: Context) -> None:
-    """Keep out of the way of the machine's first command, and for a moment of others' starts."""
-    await asyncio.sleep(_FIRST_COMMAND_S)
-    try:
-        async with asyncio.timeout(_OTHERS_S):
-            await ctx.locks.free_of("start")
-    except TimeoutError:
-        return
 
 
 async def _follow(ctx: Context, machine: Machine, running: Running, forwards: Forwards) -> bool:

@@ -25,9 +25,6 @@ from arcboxd.machines.undo import Undo
 _log = logging.getLogger(__name__)
 
 _LAUNCH_TRIES = 3
-_FIRST_COMMAND_S = 0.2
-_OTHERS_S = 4.0
-"""Under kvm: how long the services of one machine wait for the starts of others."""
 _SERVICES_S = 0.1
 """Under kvm: what the services of one machine take to begin."""
 _TEMPLATE_TIMEOUT_S = 10.0
@@ -92,13 +89,10 @@ async def _boot(ctx: Context, machine: Machine) -> None:
 
 async def _begin(ctx: Context, machine: Machine) -> None:
     """Let a clone's services begin once its first command has, and no other machine starts."""
-    await asyncio.sleep(_FIRST_COMMAND_S)
+    await ctx.others_first(machine)
     async with ctx.begins:
-        try:
-            async with asyncio.timeout(ctx.scaled(_OTHERS_S, machine)):
-                await ctx.locks.free_of("start")
-        except TimeoutError:
-            _log.debug("services of %s begin though machines start", machine.spec.name)
+        if ctx.locks.count("start"):
+            await ctx.others_first(machine)
         if (running := ctx.running.get(machine.id)) is None:
             return
         try:

@@ -15,7 +15,6 @@ from ruamel.yaml import YAML
 from arcboxd import errors
 from arcboxd.domain.ports import PortState
 from arcboxd.machines import kubernetes_port
-from arcboxd.machines import ports as port_use_cases
 from arcboxd.paths import Paths
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2
@@ -27,8 +26,7 @@ from tests.unit.kubernetes.test_kubeconfig import good
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port_use_cases, "_FIRST_COMMAND_S", 0.0)
-    monkeypatch.setattr(port_use_cases, "_OTHERS_S", 0.0)
+    monkeypatch.setattr("arcboxd.machines.context._FIRST_COMMAND_S", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,6 @@ from arcboxd.domain.ports import PortBinding, PortState, PortsWithdrawn
 from arcboxd.hypervisor.base import Forward
 from arcboxd.kubernetes.service_objects import PORTS_MAX
 from arcboxd.machines import kubernetes_port, kubernetes_services
-from arcboxd.machines import ports as port_use_cases
 from arcboxd.machines.service import Machines
 from arcboxd.paths import Paths
 from tests.api_server import ApiServer, Keys, service, serving
@@ -95,8 +94,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port_use_cases, "_FIRST_COMMAND_S", 0.0)
-    monkeypatch.setattr(port_use_cases, "_OTHERS_S", 0.0)
+    monkeypatch.setattr("arcboxd.machines.context._FIRST_COMMAND_S", 0.0)
     monkeypatch.setattr(kubernetes_services, "_RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(kubernetes_services, "_RETRY_MOST_S", 0.05)
     monkeypatch.setattr(kubernetes_port, "FIRST_PORT", free_port())

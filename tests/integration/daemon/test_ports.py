@@ -22,7 +22,6 @@ from arcboxd.domain.ports import (
     UserForward,
 )
 from arcboxd.hypervisor.base import Forward
-from arcboxd.machines import ports as use_cases
 from arcboxd.machines.events import PortChanged
 from arcboxd.machines.service import Machines
 from arcboxd.paths import Paths
@@ -39,8 +38,7 @@ OPEN, TAKEN, WAITING = PortState.OPEN, PortState.TAKEN, PortState.WAITING
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(use_cases, "_FIRST_COMMAND_S", 0.0)
-    monkeypatch.setattr(use_cases, "_OTHERS_S", 0.0)
+    monkeypatch.setattr("arcboxd.machines.context._FIRST_COMMAND_S", 0.0)
 
 
 def free_port() -> int:

@@ -76,12 +76,16 @@ async def test_a_new_machine_starts_from_a_template(machines: Machines, world: W
 async def test_services_begin_when_no_machine_starts_any_more(
     machines: Machines, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arcboxd.machines.start._FIRST_COMMAND_S", 0.0)
+    monkeypatch.setattr("arcboxd.machines.context._FIRST_COMMAND_S", 0.2)
     await _prepare(machines)
     other = await machines.create(replace(NEW, name="other"))
     with machines.context.locks.hold(other, "start"):
         await _started(machines)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.25)
+        assert not world.begun
+    await asyncio.sleep(0.05)  # the other's first command
+    with machines.context.locks.hold(other, "start"):
+        await asyncio.sleep(0.25)
         assert not world.begun
     async with asyncio.timeout(5):
         while world.begun != ["dev"]:  # noqa: ASYNC110

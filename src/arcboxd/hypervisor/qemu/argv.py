@@ -32,8 +32,12 @@ BASE_CMDLINE = (
 # Emulation isolates nothing (QEMU's own words), so guarding against speculation only costs there.
 # And QEMU translates code anew at each address: with addresses that differ from exec to exec, a
 # `true` takes 35 ms, without 9 ms (docs/decisions.md). A guest may turn that on again by sysctl.
-# To emulation huge pages are pages, but a clone that joins pages copies them.
-TCG_CMDLINE = "mitigations=off norandmaps transparent_hugepage=madvise"
+# To emulation huge pages are pages, but a clone that joins pages copies them. The second line is
+# what an idle machine would wake up for, many times a second; each time is a millisecond.
+TCG_CMDLINE = (
+    "mitigations=off norandmaps randomize_kstack_offset=off transparent_hugepage=madvise "
+    "psi=0 nowatchdog sysctl.vm.stat_interval=30 sysctl.vm.compaction_proactiveness=0"
+)
 
 
 def kernel_cmdline(arch: str, accelerator: Accelerator, extra: str = "") -> str:

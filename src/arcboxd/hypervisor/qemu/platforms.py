@@ -39,7 +39,9 @@ PLATFORMS: Mapping[str, Platform] = {
         board_options={"kvm": _PC, "tcg": _PC},
         # Without "erms", kernel and libc clear and copy by eight bytes, not by one, and each step
         # of `rep stosb` is a loop of its own to QEMU. Linux does not boot with "fsrm" alone.
-        emulated_cpu="max,erms=off,fsrm=off",
+        # Without "smap", the kernel's accesses to a process's memory are not translated, and their
+        # pages not looked up, a second time.
+        emulated_cpu="max,erms=off,fsrm=off,smap=off",
         # No hardware of these names is ever there to be probed.
         cmdline="console=ttyS0 no_timer_check i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
         "8250.nr_uarts=1 "
