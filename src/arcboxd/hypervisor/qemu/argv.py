@@ -7,6 +7,7 @@ does not parse, so that no comma or equals sign is ever read as an option.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from arcboxd.hypervisor.base import SHARE_SLOTS, Accelerator, ShareSlot, VmConfig
@@ -38,6 +39,9 @@ TCG_CMDLINE = (
     "mitigations=off norandmaps randomize_kstack_offset=off transparent_hugepage=madvise "
     "psi=0 nowatchdog sysctl.vm.stat_interval=30 sysctl.vm.compaction_proactiveness=0"
 )
+
+_NOTIFYING = tuple(f"virtio-{kind}-pci" for kind in ("blk", "net", "serial", "9p", "rng"))
+"""Devices whose requests another thread of QEMU would take up, woken by an ioeventfd."""
 
 
 def kernel_cmdline(arch: str, accelerator: Accelerator, extra: str = "") -> str:
@@ -94,6 +98,7 @@ def build_argv(
         "-chardev", f"socket,id=qmp,server=on,wait=off,fd={qmp_fd}",
         "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=link,server=on,wait=off,fd={link_fd}",
+        *_defaults(accelerator),
     ]  # fmt: skip
     # One name for the RAM wherever it lives: a saved state knows it by that.
     ram: dict[str, object] = {"qom-type": "memory-backend-ram", "id": "ram", "size": mib << 20}
@@ -190,6 +195,14 @@ def _share_places(shares_fd: int) -> list[str]:
 
 def _comma(path: Path) -> str:
     return str(path).replace(",", ",,")
+
+
+def _defaults(accelerator: Accelerator) -> Iterator[str]:
+    """Give what holds for each device of a kind, the plugged ones too."""
+    if accelerator.name == "tcg":
+        # The thread that emulates the processor is in QEMU anyway; to wake another costs more.
+        for driver in _NOTIFYING:
+            yield from ("-global", f"{driver}.ioeventfd=off")
 
 
 def _json(option: str, **values: object) -> list[str]:
