@@ -244,7 +244,7 @@ class Session(asyncio.Protocol):
         elif now - self._greeted_at >= _RETRY_S:
             # Sessions that break as soon as they stand must not make a storm of handshakes.
             self._greeted_at = now
-            self._burst()
+            self._greeting(HELLO)
         self._retry_later()
 
     def _burst(self) -> None:
