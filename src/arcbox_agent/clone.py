@@ -14,8 +14,9 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from arcbox_agent import files
+from arcbox_agent import files, forker
 from arcboxd import aio
+from arcboxd.link.call import WARM_UP
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Clone:
         self._timer: asyncio.TimerHandle | None = None
         self._latest = 0.0
         self._starting: set[asyncio.Task[None]] = set()
+        self._warm = False
         self.settled = os.path.exists(self._marker)
 
     # For the template
@@ -77,6 +79,7 @@ class Clone:
             self._cover(_PRODUCT_UUID, self._product_uuid, 0o400)
         files.write(self._marker, "".join(f"{name}\n" for name in services))
         self.settled = True
+        self._warm = False
 
     def _cover(self, path: str, own: str, mode: int) -> None:
         if not os.path.exists(own):
@@ -84,6 +87,12 @@ class Clone:
             self._kernel.bind(own, path)
 
     # For the clone
+
+    def greeted(self, hello: bytes) -> None:
+        """Have another processor warm up beside all that comes, if that is what the host says."""
+        if self.settled and not self._warm and hello == WARM_UP and forker.current is not None:
+            self._warm = True
+            forker.current.warm_up()
 
     def identify(self, machine_id: str) -> None:
         """Give this machine a boot id of its own, and its machine id as the firmware's UUID.

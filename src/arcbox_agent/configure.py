@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from arcbox_agent import files, forker
+from arcbox_agent import files
 from arcbox_agent.clone import write_line
 from arcbox_agent.network import parse_address, parse_cidr
 from arcbox_agent.threads import in_thread
@@ -63,8 +63,6 @@ async def configure(
         InvalidArgumentError: A value can never be accepted; nothing was changed.
     """
     check(request)
-    if clone.settled and request.warm_up and forker.current is not None:
-        forker.current.warm_up()  # by another processor, beside what comes now
     warnings = await _apply(request, kernel, clone, root, in_clone=clone.settled)
     grow = [partial(_grow, kernel)] if request.disk_bytes else []
     if clone.settled:

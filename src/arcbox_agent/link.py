@@ -41,8 +41,14 @@ _CLOCK_TOLERANCE_NS = 10_000_000
 _log = logging.getLogger(__name__)
 
 
-async def serve(served: dict[str, Method], kernel: Kernel, port: str, ended: asyncio.Event) -> None:
-    """Serve over the link until `ended` is set.
+async def serve(
+    served: dict[str, Method],
+    kernel: Kernel,
+    port: str,
+    ended: asyncio.Event,
+    on_hello: Callable[[bytes], None],
+) -> None:
+    """Serve over the link until `ended` is set; tell what the host says before each session.
 
     Raises:
         LinkError: There is no port, or it failed.
@@ -51,6 +57,7 @@ async def serve(served: dict[str, Method], kernel: Kernel, port: str, ended: asy
     if not path:
         return
     peer = Peer(role="guest", hello=VERSION.encode(), accept=Targets(served, kernel).accept)
+    peer.on_hello = on_hello
     try:
         await open_port(path, lambda: peer.protocol)
     except OSError as error:

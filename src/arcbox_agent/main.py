@@ -138,7 +138,7 @@ async def _serve(options: Options) -> None:
     else:
         from arcbox_agent.link import serve
 
-        await serve(served, kernel, options.port, ended)
+        await serve(served, kernel, options.port, ended, clone.greeted)
     await agent.finish()
 
 

@@ -33,7 +33,7 @@ from arcboxd.errors import (
 )
 from arcboxd.guest.kubernetes import KubernetesCalls
 from arcboxd.guest.link import AgentLink
-from arcboxd.link.call import Call, RemoteError
+from arcboxd.link.call import HELLO, WARM_UP, Call, RemoteError
 from arcboxd.link.stream import Stream
 from arcboxd.wire import convert, ports, runtime, status
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
@@ -80,7 +80,10 @@ class LinkedAgent(KubernetesCalls):
         self._ready = asyncio.Event()
         self._trouble = ""
         self._on_session: list[Callable[[], None]] = []
-        self._link = AgentLink(name, link_socket, agent_socket, self._configure, self._lost)
+        hello = WARM_UP if identity is not None and identity.warm_up else HELLO
+        self._link = AgentLink(
+            name, link_socket, agent_socket, self._configure, self._lost, hello=hello
+        )
 
     async def open(self) -> None:
         """Begin to hold a session, and serve ``agent.sock``.

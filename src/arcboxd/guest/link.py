@@ -11,7 +11,7 @@ from pathlib import Path
 
 from arcboxd import aio
 from arcboxd.errors import LinkError
-from arcboxd.link.call import CALL, Call
+from arcboxd.link.call import CALL, HELLO, Call
 from arcboxd.link.peer import Peer, Stream, proxy
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class AgentLink:
         agent_socket: Path,
         on_session: Callable[[], Awaitable[None]],
         on_lost: Callable[[], None],
+        *,
+        hello: bytes = HELLO,
     ) -> None:
         """Prepare; `open` begins.
 
@@ -53,12 +55,14 @@ class AgentLink:
             agent_socket: Where clients of the agent connect.
             on_session: Run in a task of its own for each session; cancelled when the session ends.
             on_lost: Called when a session ends.
+            hello: What to say when a session begins.
         """
         self._name = name
         self._link_socket = link_socket
         self._agent_socket = agent_socket
         self._on_session = on_session
         self._on_lost = on_lost
+        self._hello = hello
         self._peer: Peer | None = None
         self._server: asyncio.Server | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -166,7 +170,7 @@ class AgentLink:
 
     async def _connection(self) -> int:
         """Use one connection to the port until it is lost; tell how many sessions it had."""
-        peer = Peer(role="host", hello=b"arcboxd", keepalive_s=_KEEPALIVE_S)
+        peer = Peer(role="host", hello=self._hello, keepalive_s=_KEEPALIVE_S)
         peer.on_session = self._session_up
         peer.on_lost = self._session_down
         loop = asyncio.get_running_loop()

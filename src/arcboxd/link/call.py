@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 CALL = "call:"
 """The beginning of a call's target; the method's path follows."""
+HELLO = b"arcboxd"
+"""What the host says when it begins a session."""
+WARM_UP = b"arcboxd, warm up"
+"""The same, to a clone whose second processor is to run a command that does nothing meanwhile."""
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _MESSAGE = 0

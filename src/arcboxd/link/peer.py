@@ -31,8 +31,9 @@ class Peer:
     with the same Peer or a new one.
 
     Attributes:
-        on_session: Called when a session begins; `open` works from then on. Neither callback may
-            raise.
+        on_hello: Called with what the peer says when it begins a handshake, before the session
+            stands; a second time when its HELLO was repeated.
+        on_session: Called when a session begins; `open` works from then on. No callback may raise.
         on_lost: Called when a session ends, with the reason; its streams are reset already.
         session_count: How many sessions there were, the present one included.
     """
@@ -62,6 +63,7 @@ class Peer:
         Raises:
             ValueError: The role or the hello is not allowed.
         """
+        self.on_hello: Callable[[bytes], None] | None = None
         self.on_session: Callable[[], None] | None = None
         self.on_lost: Callable[[str], None] | None = None
         self.session_count = 0
@@ -154,6 +156,11 @@ class Peer:
     def connected(self) -> None:
         """Note that there is a transport."""
         self._gone.clear()
+
+    def greeted(self, hello: bytes) -> None:
+        """Pass on what the peer says."""
+        if self.on_hello is not None:
+            self.on_hello(hello)
 
     def session_up(self) -> None:
         """Begin with no streams."""

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         def connected(self) -> None:
             """A transport is there."""
 
+        def greeted(self, hello: bytes) -> None:
+            """The peer begins a handshake and says this; there is no session yet, or still one."""
+
         def session_up(self) -> None:
             """A session stands: `Session.send` works from now on."""
 
@@ -286,6 +289,8 @@ class Session(asyncio.Protocol):
         nonce, echo, low, high, role = _HELLO.unpack_from(payload)
         if role == self._role:
             return  # Our own, sent back by whatever is at the other end.
+        if kind == HELLO:
+            self._user.greeted(payload[_HELLO.size :])
         if self.is_up:
             if kind == READY:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +74,10 @@ def _own_pids() -> list[int]:
 
 def _socket_inodes(pid: int) -> set[int]:
     found: set[int] = set()
-    try:
+    with suppress(OSError):
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            target = str(descriptor.readlink())
-            if target.startswith("socket:["):
-                found.add(int(target[8:-1]))
-    except OSError:
-        pass
+            with suppress(OSError):  # closed meanwhile; the others are still there
+                target = str(descriptor.readlink())
+                if target.startswith("socket:["):
+                    found.add(int(target[8:-1]))
     return found

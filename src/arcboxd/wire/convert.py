@@ -323,7 +323,6 @@ def configure_request(
             dns_servers=[GUEST_DNS],
             mac=identity.mac,
         ),
-        warm_up=identity.warm_up,
     )
 
 

@@ -58,16 +58,22 @@ async def test_system_info_is_true(client: Client) -> None:
     assert {address for address in info.ip_addresses if ":" not in address} == expected
 
 
-async def test_a_cluster_needs_its_disk(client: Client) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await client.agent.StartKubernetes(agent_pb2.KubernetesStartRequest())
-    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert "no disk with Kubernetes" in (caught.value.details() or "")
-    status = await client.agent.GetKubernetesStatus(agent_pb2.KubernetesStatusRequest())
-    assert (status.running, status.api_ready, list(status.services)) == (False, False, [])
+async def test_a_cluster_waits_for_its_disk(client: Client) -> None:
+    async def start() -> agent_pb2.KubernetesStartResponse:
+        return await client.agent.StartKubernetes(agent_pb2.KubernetesStartRequest())
+
+    starting = asyncio.ensure_future(start())
+    detail = ""
+    async with asyncio.timeout(10):
+        while "waits for the disk with Kubernetes" not in detail:
+            status = await client.agent.GetKubernetesStatus(agent_pb2.KubernetesStatusRequest())
+            assert (status.running, status.api_ready, list(status.services)) == (False, False, [])
+            detail = status.detail
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.agent.GetKubeconfig(agent_pb2.KubernetesKubeconfigRequest())
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert (await client.agent.StopKubernetes(agent_pb2.KubernetesStopRequest())).stopped
+    assert not (await starting).running
     # Nothing to end and nothing to remove is no error.
     assert (await client.agent.StopKubernetes(agent_pb2.KubernetesStopRequest())).stopped
     assert (await client.agent.DeleteKubernetes(agent_pb2.KubernetesDeleteRequest())).detail

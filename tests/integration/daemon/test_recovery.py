@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import socket
@@ -273,23 +274,33 @@ async def test_a_start_that_was_killed_is_finished_or_undone(
         await task
 
 
+COMING_AND_GOING = """
+import os
+while True:
+    for fd in [os.open("/dev/null", 0) for _ in range(40)]:
+        os.close(fd)
+"""
+
+
 async def test_a_listener_is_found_without_a_record(directory: Path) -> None:
     path = directory / "qmp.sock"
     assert not listener(path).connects
     with socket.socket(socket.AF_UNIX) as inherited:
         inherited.bind(str(path))
         inherited.listen()
-        child = subprocess.Popen(
-            [sys.executable, "-c", "input()"],
-            stdin=subprocess.PIPE,
-            pass_fds=(inherited.fileno(),),
-        )
+        high = fcntl.fcntl(inherited, fcntl.F_DUPFD_CLOEXEC, 200)
+        try:
+            # It has others before that one, which come and go.
+            child = subprocess.Popen([sys.executable, "-c", COMING_AND_GOING], pass_fds=(high,))
+        finally:
+            os.close(high)
     with child:
-        found = listener(path)
-        assert found.connects
-        assert found.process is not None
-        assert found.process.pid == child.pid
-        child.communicate(b"\n")
+        for _ in range(20):
+            found = listener(path)
+            assert found.connects
+            assert found.process is not None
+            assert found.process.pid == child.pid
+        child.kill()
     assert not listener(path).connects
 
 

@@ -105,12 +105,10 @@ def test_identity() -> None:
         ("k1", "k2"),
         (SshHostKey("ed25519", "p", "q"),),
         7,
-        warm_up=True,
     )
     request = convert.configure_request(identity, clock_unix_ns=5, entropy=b"e" * 64)
     assert request.network.address == "10.0.2.15/24"
     assert (request.user.name, request.user.uid) == ("me", 1000)
     assert list(request.user.authorized_keys) == ["k1", "k2"]
     assert request.ssh_host_keys[0].private_key == "p"
-    assert request.warm_up
     assert (request.clock_unix_nanos, request.disk_bytes, request.hostname) == (5, 7, "dev")

@@ -31,7 +31,6 @@ class ConfigureRequest(_message.Message):
     SSH_HOST_KEYS_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
-    WARM_UP_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     """32 hexadecimal digits, for /etc/machine-id; empty: as it is"""
     hostname: _builtins.str
@@ -41,8 +40,6 @@ class ConfigureRequest(_message.Message):
     """mixed into the kernel's generator, which is then reseeded"""
     disk_bytes: _builtins.int
     """grow the root filesystem to its disk when it is smaller"""
-    warm_up: _builtins.bool
-    """a clone's second processor is to run a command that does nothing meanwhile"""
     @_builtins.property
     def user(self) -> Global___User: ...
     @_builtins.property
@@ -60,11 +57,10 @@ class ConfigureRequest(_message.Message):
         ssh_host_keys: _abc.Iterable[Global___SshHostKey] | None = ...,
         disk_bytes: _builtins.int = ...,
         network: Global___Network | None = ...,
-        warm_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_unix_nanos", b"clock_unix_nanos", "disk_bytes", b"disk_bytes", "entropy", b"entropy", "hostname", b"hostname", "machine_id", b"machine_id", "network", b"network", "ssh_host_keys", b"ssh_host_keys", "user", b"user", "warm_up", b"warm_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_unix_nanos", b"clock_unix_nanos", "disk_bytes", b"disk_bytes", "entropy", b"entropy", "hostname", b"hostname", "machine_id", b"machine_id", "network", b"network", "ssh_host_keys", b"ssh_host_keys", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
