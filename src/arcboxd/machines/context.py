@@ -36,8 +36,6 @@ _log = logging.getLogger(__name__)
 _LEAST_RESTORES = 2
 _FIRST_COMMAND_S = 0.2
 """What a start leaves to the command that whoever asked for it is likely to run next."""
-_OTHERS_S = 4.0
-"""Under kvm: how long what may wait waits for the starts of other machines."""
 
 
 @dataclass(slots=True)
@@ -121,16 +119,15 @@ class Context:
         """Stretch a time that was chosen for kvm to what the accelerator of a machine needs."""
         return seconds * self.hypervisor.accelerator_for(machine.spec.arch).timeout_scale
 
-    async def others_first(self, machine: Machine) -> None:
+    async def others_first(self, machine: Machine, *, most_s: float) -> None:
         """Wait until no machine starts, or has just started and runs its first command.
-
-        A while at most, however many others start.
 
         Args:
             machine: What is to be done next is done for it.
+            most_s: For so many seconds at most, however many others start.
         """
         try:
-            async with asyncio.timeout(self.scaled(_OTHERS_S, machine)):
+            async with asyncio.timeout(most_s):
                 while True:
                     await self.locks.free_of("start")
                     await asyncio.sleep(_FIRST_COMMAND_S)

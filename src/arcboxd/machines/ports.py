@@ -38,7 +38,9 @@ from arcboxd.ports.forwards import MAX_FORWARDS, USER, Forwards
 _log = logging.getLogger(__name__)
 
 _NEW_NS = 5_000_000_000
-"""How long the first watch of a machine that was just started waits for others' starts."""
+"""The first command of a machine that was started so lately may still have to come."""
+_OTHERS_S = 10.0
+"""How long the first watch of such a machine waits for the starts of others."""
 _READY_S = 2.0
 _RETRY_FIRST_S = 0.1
 _RETRY_MOST_S = 15.0
@@ -173,7 +175,7 @@ async def _serve(ctx: Context, machine: Machine, running: Running) -> None:
     kubernetes_port.publish(ctx, machine)
     forwards.attach(running.vm, open_stream, ssh.forward(machine.ssh_port))
     if ctx.now_ns() - machine.started_unix_ns < _NEW_NS:
-        await ctx.others_first(machine)
+        await ctx.others_first(machine, most_s=_OTHERS_S)
     if ctx.paths.machine(machine.id).kubernetes_marker.exists():
         kubernetes_services.begin(ctx, machine, running)
     delay_s = _RETRY_FIRST_S

@@ -25,6 +25,8 @@ from arcboxd.machines.undo import Undo
 _log = logging.getLogger(__name__)
 
 _LAUNCH_TRIES = 3
+_OTHERS_S = 4.0
+"""Under kvm: how long the services of one machine wait for the starts of others."""
 _SERVICES_S = 0.1
 """Under kvm: what the services of one machine take to begin."""
 _TEMPLATE_TIMEOUT_S = 10.0
@@ -89,10 +91,11 @@ async def _boot(ctx: Context, machine: Machine) -> None:
 
 async def _begin(ctx: Context, machine: Machine) -> None:
     """Let a clone's services begin once its first command has, and no other machine starts."""
-    await ctx.others_first(machine)
+    most_s = ctx.scaled(_OTHERS_S, machine)
+    await ctx.others_first(machine, most_s=most_s)
     async with ctx.begins:
         if ctx.locks.count("start"):
-            await ctx.others_first(machine)
+            await ctx.others_first(machine, most_s=most_s)
         if (running := ctx.running.get(machine.id)) is None:
             return
         try:
