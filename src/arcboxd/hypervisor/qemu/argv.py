@@ -127,7 +127,16 @@ def build_argv(
         "-device", driver="virtserialport", bus="serial0.0", chardev="link", name=LINK_PORT_NAME
     )
     argv += _json("-netdev", type="user", id=NETDEV, ipv6=False)
-    argv += _device("virtio-net-pci", slot=6, netdev=NETDEV, mac=config.mac, romfile="")
+    # A restored guest need not announce its address five times, as after a move to another host:
+    # its network is its own, and asks for an address that it does not know.
+    argv += _device(
+        "virtio-net-pci",
+        slot=6,
+        netdev=NETDEV,
+        mac=config.mac,
+        romfile="",
+        guest_announce=False,
+    )
     argv += _json("-object", **{"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"})
     argv += _device("virtio-rng-pci", slot=7, rng="rng0")
     if config.balloon:

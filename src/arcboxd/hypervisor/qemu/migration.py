@@ -65,16 +65,13 @@ async def load_state(
 ) -> None:
     """Read a machine's state into a QEMU that waits for it (``-incoming defer``).
 
-    The machine is paused when this returns. A large file has a second more for each 16 MiB. When it
-    goes on it is not made to announce its address, as after a move to another host: it has a
-    network of its own, which asks for the address.
+    The machine is paused when this returns. A large file has a second more for each 16 MiB.
 
     Raises:
         HypervisorError: The state does not fit this QEMU.
         TooLateError: It took longer than ``timeout_s`` seconds.
     """
     await _capability(monitor, on=shared_ram_stays)
-    await monitor.execute("migrate-set-parameters", {"announce-rounds": 0})
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
