@@ -15,6 +15,7 @@ from types import FrameType
 
 from arcboxd.domain.guest import ExecInput, StdinData, StdinEnd
 
+_SIGNAL_S = 0.5
 _CHUNK_BYTES = 64 << 10
 
 
@@ -98,9 +99,11 @@ class Keys:
         """Wait for one of some keys, at most so long; other keys are thrown away."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
+            # Python sees a signal that another thread got, one of gRPC's, when a wait is over.
+            wait_s = min(left_s, _SIGNAL_S)
             if self._fd is None:
-                time.sleep(left_s)
-            elif select.select([self._fd], [], [], left_s)[0]:
+                time.sleep(wait_s)
+            elif select.select([self._fd], [], [], wait_s)[0]:
                 typed = os.read(self._fd, _CHUNK_BYTES)
                 if any(key in wanted for key in typed):
                     return True
