@@ -120,7 +120,9 @@ def _document(usage: Usage, percents: Percents) -> dict[str, object]:
 
 
 def _documents(client: Client, interval_s: float, *, once: bool) -> None:
-    meter = Meter()
+    from arcboxd.cli.terminal import Keys
+
+    meter, nobody = Meter(), Keys(None)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             usage = client.usage()
@@ -128,7 +130,7 @@ def _documents(client: Client, interval_s: float, *, once: bool) -> None:
             sys.stdout.flush()
             if once:
                 return
-            time.sleep(interval_s)
+            nobody.pressed(b"", interval_s)
 
 
 def _drawable() -> bool:
