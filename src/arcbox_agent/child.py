@@ -254,16 +254,16 @@ def _fork(group: Cgroup | None) -> int:
         os.close(procs)
 
 
-def make_spare(cgroups: Cgroups) -> None:
-    """Fork the process of the next command already; where that cannot be, nothing happens."""
+def make_spare(cgroups: Cgroups) -> Cgroup | None:
+    """Make a group with a process that waits to become a command; None where that cannot be."""
     if forker.current is None or (group := cgroups.create()) is None:
-        return
+        return None
     try:
         group.spare = forker.current.spare(group.fd)
     except (OSError, forker.ForkerLostError):
         group.remove()
-    else:
-        cgroups.put_back(group)
+        return None
+    return group
 
 
 def separate() -> None:

@@ -14,7 +14,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from arcbox_agent import files, forker
+from arcbox_agent import files
 from arcboxd import aio
 from arcboxd.link.call import WARM_UP
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from arcbox_agent.cgroup import Cgroups
     from arcbox_agent.kernel import Kernel
+    from arcbox_agent.warm_up import WarmUp
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PRODUCT_UUID = "/sys/class/dmi/id/product_uuid"
@@ -44,6 +45,7 @@ class Clone:
         configured: What the last Configure asked for.
         calls: How many calls are being served that what begins should not disturb.
         fifo: Where init's unit waits for `begin`.
+        warm_up: What another processor of a clone may run when the host greets.
     """
 
     def __init__(self, kernel: Kernel, cgroups: Cgroups, root: str) -> None:
@@ -60,7 +62,7 @@ class Clone:
         self._timer: asyncio.TimerHandle | None = None
         self._latest = 0.0
         self._starting: set[asyncio.Task[None]] = set()
-        self._warm = False
+        self.warm_up: WarmUp | None = None
         self.settled = os.path.exists(self._marker)
 
     # For the template
@@ -79,7 +81,16 @@ class Clone:
             self._cover(_PRODUCT_UUID, self._product_uuid, 0o400)
         files.write(self._marker, "".join(f"{name}\n" for name in services))
         self.settled = True
-        self._warm = False
+
+    def poise(self) -> None:
+        """Be ready for the freeze: in clones the agent is first in line, until `release`.
+
+        When a clone's clock is set its init wakes, and would be given the agent's processor.
+        """
+        try:
+            self._kernel.go_first(wanted=True)
+        except OSError as error:
+            _log.warning("the agent cannot be first in line: %s", error)
 
     def _cover(self, path: str, own: str, mode: int) -> None:
         if not os.path.exists(own):
@@ -90,9 +101,8 @@ class Clone:
 
     def greeted(self, hello: bytes) -> None:
         """Have another processor warm up beside all that comes, if that is what the host says."""
-        if self.settled and not self._warm and hello == WARM_UP and forker.current is not None:
-            self._warm = True
-            forker.current.warm_up()
+        if hello == WARM_UP and self.warm_up is not None:
+            self.warm_up.begin()
 
     def identify(self, machine_id: str) -> None:
         """Give this machine a boot id of its own, and its machine id as the firmware's UUID.
@@ -153,6 +163,10 @@ class Clone:
     def release(self) -> None:
         """Let what was held go on, whatever the state: also after a Settle that failed."""
         self.settled = False
+        if self.warm_up is not None:
+            self.warm_up.end(self._cgroups)
+            self.warm_up = None
+        self._kernel.go_first(wanted=False)
         write_line(self.fifo)
         for service in files.read(self._marker).split():
             task = aio.spawn(self._start(service), name=f"start of {service}")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES = 64 * 1024
 _PREPARE = b"prepare"
 _SPARE = b"spare"
-_WARM_UP = b"warm up"
 _FDS = 5
 _FD_BYTES = 4
 _ANSWER_S = 10.0
@@ -51,19 +50,8 @@ class Forker:
 
     def prepare(self) -> None:
         """Let it import what it needs, so that the first command does not wait for that."""
-        self._tell(_PREPARE)
-
-    def warm_up(self) -> None:
-        """Let it run a command that does nothing, and wait for nothing.
-
-        Under emulation most of what a clone's first command takes is the translation of code, by
-        whichever processor comes to it first.
-        """
-        self._tell(_WARM_UP)
-
-    def _tell(self, message: bytes) -> None:
         try:
-            self._socket.send(message)
+            self._socket.send(_PREPARE)
         except OSError:
             return  # the next command notices, and is run without it
 
@@ -74,7 +62,7 @@ class Forker:
             ForkerLostError: It was not run.
             OSError: The kernel would not fork.
         """
-        return self._fork(_packed(command), (cgroup, *stdio, failure))
+        return self._fork(packed(command), (cgroup, *stdio, failure))
 
     def spare(self, cgroup: int) -> Spare:
         """Fork a child that becomes a command later.
@@ -123,14 +111,15 @@ class Spare:
         self.pid = pid
         self._socket = socket
 
-    def run(self, command: Command, stdio: tuple[int, int, int], failure: int) -> int:
-        """Let it become a command; return its pid. To be called once.
+    def run(self, command: Command | bytes, stdio: tuple[int, int, int], failure: int) -> int:
+        """Let it become a command, perhaps packed already; return its pid. To be called once.
 
         Raises:
             ForkerLostError: It did not; it is no more.
         """
         try:
-            _send(self._socket, _packed(command), (*stdio, failure))
+            message = command if isinstance(command, bytes) else packed(command)
+            _send(self._socket, message, (*stdio, failure))
         except (OSError, ForkerLostError) as error:
             self.close()
             raise ForkerLostError from error
@@ -143,7 +132,12 @@ class Spare:
         os.waitpid(self.pid, 0)
 
 
-def _packed(command: Command) -> bytes:
+def packed(command: Command) -> bytes:
+    """Put a command into a message.
+
+    Raises:
+        ForkerLostError: It is too long for one.
+    """
     ids = command.credentials
     message = marshal.dumps(
         (
@@ -196,8 +190,6 @@ def _serve(socket: _socket.socket) -> NoReturn:
             message, fds = _receive(socket)
             if message == _PREPARE:
                 from arcbox_agent import child, syscalls  # noqa: F401
-            elif message == _WARM_UP:
-                _run_nothing()
             else:
                 _answer(socket, message, fds)
     finally:
@@ -214,19 +206,6 @@ def _receive(socket: _socket.socket) -> tuple[bytes, list[int]]:
     data = control[0][2] if control else b""
     fds = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), _FD_BYTES)]
     return message, fds
-
-
-def _run_nothing() -> None:
-    from arcbox_agent import child
-
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    env = {b"PATH": child.DEFAULT_PATH.encode()}
-    command = child.Command([b"true"], env, child.Ids(0, 0, [0]), "/", optional_cwd=True, size=None)
-    pid = os.fork()
-    if pid == 0:
-        child.become(command, (null, null, null), null)
-    os.close(null)
-    os.waitpid(pid, 0)
 
 
 def _answer(socket: _socket.socket, message: bytes, fds: list[int]) -> None:

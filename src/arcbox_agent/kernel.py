@@ -53,6 +53,14 @@ class Kernel:
         finally:
             os.close(fd)
 
+    def go_first(self, *, wanted: bool) -> None:
+        """Run before all other processes whenever there is something to do, or as they do.
+
+        Not so what is forked from now on. Source: sched(7), SCHED_FIFO, SCHED_RESET_ON_FORK.
+        """
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK if wanted else os.SCHED_OTHER
+        os.sched_setscheduler(0, policy, os.sched_param(int(wanted)))
+
     def bind(self, source: str, target: str) -> None:
         """Let a file show in another's place."""
         from arcbox_agent.syscalls import bind
@@ -128,6 +136,9 @@ class NoKernel(Kernel):
 
     def add_entropy(self, data: bytes) -> None:
         """Leave the generator."""
+
+    def go_first(self, *, wanted: bool) -> None:
+        """Stay in line."""
 
     def bind(self, source: str, target: str) -> None:
         """Leave the files as they show."""

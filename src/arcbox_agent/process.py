@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 1024  # what a pipe holds
 _QUEUE_BYTES = 256 * 1024
 _HANGUP_GRACE_S = 1.0
+_DISCARD_S = 0.05
 _SWEEP_S = 0.5
 _REOPEN_S = 0.05
 _VEOF = b"\x04"
@@ -245,7 +246,8 @@ class Process:
             self.reason = signal.strsignal(-code) or ""
         self.changed.set()
         if self._group is not None:
-            self._loop.call_soon(self._cgroups.discard, self._group)  # its end is told first
+            # Its end is told first.
+            self._loop.call_later(_DISCARD_S, self._cgroups.discard, self._group)
             if self._killed:  # its descendants take a moment to go
                 self._loop.call_later(_SWEEP_S, self._cgroups.sweep)
         if self._command.size is not None and self._outputs:

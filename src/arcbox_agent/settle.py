@@ -21,6 +21,7 @@ from arcbox_agent import configure, forker
 from arcbox_agent.child import make_spare
 from arcbox_agent.programs import run
 from arcbox_agent.threads import in_thread
+from arcbox_agent.warm_up import WarmUp
 from arcboxd.errors import ArcboxError, TooLateError
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 
@@ -178,12 +179,15 @@ async def settle(
                     step()
                 except OSError as error:
                     warnings.append(f"Could not {what}: {error}.")
-            make_spare(system.cgroups)
+            clone.warm_up = WarmUp.prepare(system.cgroups)
+            if (group := make_spare(system.cgroups)) is not None:
+                system.cgroups.put_back(group)
             gc.collect()
             gc.freeze()
             await in_thread(os.sync, name="sync")
             await system.wait_at_rest(_LAST_WINDOW_S)
             await in_thread(os.sync, name="sync")
+            clone.poise()
     except TimeoutError as error:
         busy = "; ".join((await system.busy())[:_MAX_NAMED]) or "nothing in particular"
         clone.release()

@@ -109,9 +109,12 @@ async def make(
             await disks.on_image(work, image, spec.disk_bytes)
             vm = await ctx.hypervisor.launch(replace(config, background=background))
             undo.push_async_callback(vm.kill)
-            await _settle(ctx, machine, work, vm, report, runtime=runtime)
+            agent = await _agent_of(ctx, machine, work, vm)
+            undo.push_async_callback(agent.close)
+            await _settle(ctx, machine, vm, agent, report, runtime=runtime)
             report("making a template: freezing", 0, 0)
             state = await _freeze(vm, work, ctx.scaled(_SAVE_S, machine))
+            await agent.close()
             facts: dict[str, object] = {
                 "distro": spec.distro,
                 "version": spec.version,
@@ -358,16 +361,8 @@ async def _shape(ctx: Context, config: VmConfig, image_key: str, disk_bytes: int
     )
 
 
-async def _settle(
-    ctx: Context,
-    machine: Machine,
-    work: MachinePaths,
-    vm: Vm,
-    report: ProgressFn,
-    *,
-    runtime: bool,
-) -> None:
-    """Wait until the guest is at rest, as a machine that is nobody's yet."""
+async def _agent_of(ctx: Context, machine: Machine, work: MachinePaths, vm: Vm) -> GuestAgent:
+    """Wait for the agent of a machine that is to be a template, as one that is nobody's yet."""
     await ssh.make_host_key(work, _HOSTNAME)
     who = Identity(
         machine_id=machine.machine_id,
@@ -380,18 +375,21 @@ async def _settle(
         disk_bytes=machine.spec.disk_bytes,
     )
     timeout_s = ctx.scaled(ctx.settings.start_timeout_s, machine)
-    agent = await first_answer(ctx, machine, work, vm, who, timeout_s=timeout_s)
+    return await first_answer(ctx, machine, work, vm, who, timeout_s=timeout_s)
+
+
+async def _settle(
+    ctx: Context, machine: Machine, vm: Vm, agent: GuestAgent, report: ProgressFn, *, runtime: bool
+) -> None:
+    """Wait until the guest is at rest."""
     try:
-        try:
-            if runtime:
-                report("making a template: starting the container runtime", 0, 0)
-                await unless_exit(vm, _with_runtime(agent, ctx.scaled(_RUNTIME_S, machine)))
-            report("making a template: waiting for it to come to rest", 0, 0)
-            await unless_exit(vm, agent.settle(ctx.scaled(_SETTLE_S, machine)))
-        except ExitedError:
-            raise HypervisorError("the machine that was to be a template ended") from None
-    finally:
-        await agent.close()
+        if runtime:
+            report("making a template: starting the container runtime", 0, 0)
+            await unless_exit(vm, _with_runtime(agent, ctx.scaled(_RUNTIME_S, machine)))
+        report("making a template: waiting for it to come to rest", 0, 0)
+        await unless_exit(vm, agent.settle(ctx.scaled(_SETTLE_S, machine)))
+    except ExitedError:
+        raise HypervisorError("the machine that was to be a template ended") from None
 
 
 async def _with_runtime(agent: GuestAgent, timeout_s: float) -> None:
@@ -401,7 +399,10 @@ async def _with_runtime(agent: GuestAgent, timeout_s: float) -> None:
 
 
 async def _freeze(vm: Vm, work: MachinePaths, timeout_s: float) -> SavedState:
-    """Save everything but the RAM, which is in its file already, and end the process."""
+    """Save everything but the RAM, which is in its file already, and end the process.
+
+    The link stands meanwhile: a clone whose port were closed would have to hear of its opening.
+    """
     await asyncio.sleep(_QUIET_S)
     await vm.pause()
     state = await vm.save(
