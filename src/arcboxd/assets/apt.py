@@ -60,7 +60,7 @@ class Apt:
     def pinned(self, names: Sequence[str]) -> dict[str, Package] | None:
         """Give what these names were resolved to, by package name; None when they never were."""
         try:
-            rows = json.loads(self._pin(names).read_bytes())
+            rows = json.loads(self.pin(names).read_bytes())
             return {row["name"]: Package(**row) for row in rows}
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -93,7 +93,7 @@ class Apt:
             out = await self._apt("install", "--print-uris", "-qq", *names, timeout_s=120)
             packages = parse_uris(out.decode())
             text = json.dumps([asdict(package) for package in packages], indent=1)
-            await asyncio.to_thread(_replace, self._pin(names), text)
+            await asyncio.to_thread(_replace, self.pin(names), text)
             return {package.name: package for package in packages}
 
     async def fetch(
@@ -144,7 +144,8 @@ class Apt:
     def _file(self, package: Package) -> Path:
         return self._root / "archives" / package.file
 
-    def _pin(self, names: Sequence[str]) -> Path:
+    def pin(self, names: Sequence[str]) -> Path:
+        """Name the file that says what these names were resolved to, if they ever were."""
         tag = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
         return self._root / "pins" / f"{tag}.json"
 

@@ -68,7 +68,6 @@ _TOOLS = (
     ("qemu-img", "qemu-utils", "makes disks", True),
     ("mmdebstrap", "mmdebstrap", "builds Debian images", True),
     ("mkfs.ext4", "e2fsprogs", "makes root filesystems", True),
-    ("ssh-keygen", "openssh-client", "makes keys", True),
     ("ssh", "openssh-client", "arcbox ssh", False),
 )
 

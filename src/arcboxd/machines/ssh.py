@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from arcboxd.aio import complete
 from arcboxd.domain.guest import SshHostKey
 from arcboxd.domain.machine import Machine
+from arcboxd.durable import storing
 from arcboxd.errors import NoRoomError, PreconditionError
 from arcboxd.hypervisor.base import Forward
 from arcboxd.machines.context import Context
-from arcboxd.machines.undo import together
 from arcboxd.paths import MachinePaths
-from arcboxd.process import run, tool
 
 HOST = "127.0.0.1"
 GUEST_PORT = 22
-_KEYGEN_TIMEOUT_S = 20.0
 _SSHD_TIMEOUT_S = 60.0
 _PORT_TRIES = 64
 
@@ -85,11 +93,18 @@ async def make_keys(machine: Machine, paths: MachinePaths) -> None:
     """Make the user's key pair and the guest's host key, in the machine's directory.
 
     Raises:
-        MissingToolError: ssh-keygen is not installed.
-        CommandError: It failed.
+        NoRoomError: The disk is full.
+        StoreError: They cannot be written.
     """
     comment = f"arcbox-{machine.spec.name}"
-    await together(_keygen(paths.ssh_key, comment), make_host_key(paths, comment))
+    with storing("write the machine's keys"):
+        # To its end: what a cancelled one left to a thread would be written after the cleaning up.
+        await complete(asyncio.to_thread(_make_keys, machine, paths, comment))
+
+
+def _make_keys(machine: Machine, paths: MachinePaths, comment: str) -> None:
+    _make_key(paths.ssh_key, comment)
+    _make_key(paths.ssh_host_key, comment)
     kind, key = _public(paths.ssh_host_key).split()[:2]
     paths.ssh_known_hosts.write_text(f"{host_key_alias(machine)} {kind} {key}\n")
     write_config(machine, paths)
@@ -97,7 +112,8 @@ async def make_keys(machine: Machine, paths: MachinePaths) -> None:
 
 async def make_host_key(paths: MachinePaths, comment: str) -> None:
     """Make the guest's host key; the same errors as `make_keys`."""
-    await _keygen(paths.ssh_host_key, comment)
+    with storing("write the machine's host key"):
+        await complete(asyncio.to_thread(_make_key, paths.ssh_host_key, comment))
 
 
 def write_config(machine: Machine, paths: MachinePaths) -> None:
@@ -127,6 +143,13 @@ def authorized_keys(machine: Machine, paths: MachinePaths) -> tuple[str, ...]:
 def host_keys(paths: MachinePaths) -> tuple[SshHostKey, ...]:
     """Give the guest its host key."""
     return (SshHostKey("ed25519", paths.ssh_host_key.read_text(), _public(paths.ssh_host_key)),)
+
+
+def taken_ports(ctx: Context, machine: Machine | None = None) -> frozenset[int]:
+    """Give the ports that others than ``machine`` keep."""
+    others = [other for other in ctx.registry.all() if machine is None or other.id != machine.id]
+    own = {machine.ssh_port} if machine is not None else set[int]()
+    return (frozenset(other.ssh_port for other in others) | ctx.ports.user_ports() - own) - {0}
 
 
 def choose_port(wanted: int, taken: frozenset[int]) -> int:
@@ -160,10 +183,15 @@ def forward(port: int) -> Forward:
     return Forward("tcp", HOST, port, GUEST_PORT)
 
 
-async def _keygen(path: Path, comment: str) -> None:
-    program = tool("ssh-keygen", package="openssh-client")
-    argv = [program, "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", os.fspath(path)]
-    await run(argv, timeout_s=_KEYGEN_TIMEOUT_S)
+def _make_key(path: Path, comment: str) -> None:
+    """Write an Ed25519 key and, with the suffix ``.pub``, its public half, as OpenSSH does."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(private)
+    path.with_name(f"{path.name}.pub").write_bytes(public + f" {comment}\n".encode())
 
 
 def _public(private: Path) -> str:

@@ -281,8 +281,7 @@ async def on_a_port(
     Raises:
         NoRoomError: None stayed free for long enough.
     """
-    taken = frozenset(m.ssh_port for m in ctx.registry.all() if m.id != machine.id and m.ssh_port)
-    taken |= ctx.ports.user_ports() - {machine.ssh_port}
+    taken = ssh.taken_ports(ctx, machine)
     wanted = machine.ssh_port
     for _ in range(_LAUNCH_TRIES):
         port = ssh.choose_port(wanted, taken)

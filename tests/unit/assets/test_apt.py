@@ -40,7 +40,7 @@ async def test_a_pin_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", "/nonexistent")
     apt = Apt(tmp_path, "bookworm", "x86_64")
     assert apt.pinned(["zlib1g"]) is None
-    pin = apt._pin(["zlib1g"])
+    pin = apt.pin(["zlib1g"])
     pin.parent.mkdir(parents=True)
     package = {"name": "zlib1g", "version": "1", "file": "f", "bytes": 1, "sha256": DIGEST}
     pin.write_text(json.dumps([package]))

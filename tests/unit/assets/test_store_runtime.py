@@ -34,7 +34,7 @@ def _packages(version: str) -> dict[str, Package]:
 
 
 def _pin(paths: Paths, suite: str, packages: dict[str, Package]) -> None:
-    pin = Apt(paths.assets / "apt", suite, ARCH)._pin(PACKAGES)
+    pin = Apt(paths.assets / "apt", suite, ARCH).pin(PACKAGES)
     pin.parent.mkdir(parents=True, exist_ok=True)
     pin.write_text(json.dumps([asdict(package) for package in packages.values()]))
 
