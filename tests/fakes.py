@@ -115,6 +115,8 @@ class World:
     agents: dict[str, FakeAgent] = field(default_factory=dict)
     configs: list[VmConfig] = field(default_factory=list)
     identities: list[Identity] = field(default_factory=list)
+    frozen: list[int] = field(default_factory=list)
+    """What each connection was told of the session that its guest was frozen in."""
     specs: list[ExecSpec] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     resets_allowed: int = 0
@@ -346,6 +348,7 @@ class FakeAgent:
         self.closed = False
         self.on_sessions: list[Callable[[], None]] = []
         self._link: LinkedGuest | None = None
+        self.mark = 4711
 
     def _check(self) -> None:
         if self.closed or not self._world.agent_answers:
@@ -539,8 +542,14 @@ class FakeConnector:
         self._world = world
 
     async def connect(
-        self, machine: Machine, paths: MachinePaths, identity: Identity | None
+        self,
+        machine: Machine,
+        paths: MachinePaths,
+        identity: Identity | None,
+        *,
+        frozen: int = 0,
     ) -> FakeAgent:
+        self._world.frozen.append(frozen)
         if identity is not None:
             self._world.identities.append(identity)
         agent = self._world.agents[machine.spec.name] = FakeAgent(self._world, machine.spec.name)

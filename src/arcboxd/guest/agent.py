@@ -71,6 +71,7 @@ class LinkedAgent(KubernetesCalls):
         identity: Identity | None,
         *,
         timeout_scale: float,
+        frozen: int = 0,
     ) -> None:
         """Prepare; `open` begins."""
         self._name = name
@@ -82,7 +83,13 @@ class LinkedAgent(KubernetesCalls):
         self._on_session: list[Callable[[], None]] = []
         hello = WARM_UP if identity is not None and identity.warm_up else HELLO
         self._link = AgentLink(
-            name, link_socket, agent_socket, self._configure, self._lost, hello=hello
+            name,
+            link_socket,
+            agent_socket,
+            self._configure,
+            self._lost,
+            hello=hello,
+            frozen=frozen,
         )
 
     async def open(self) -> None:
@@ -234,6 +241,11 @@ class LinkedAgent(KubernetesCalls):
             timeout_s=timeout_s + self._call_s,
         )
         self._log_warnings(response.warnings)
+
+    @property
+    def mark(self) -> int:
+        """What lets a host go on at once with a guest that is frozen now."""
+        return self._link.mark
 
     async def begin(self) -> None:
         """Let a clone begin what it has held back."""

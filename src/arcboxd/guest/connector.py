@@ -18,9 +18,20 @@ class LinkConnector:
         self._scale_of = scale_of
 
     async def connect(
-        self, machine: Machine, paths: MachinePaths, identity: Identity | None
+        self,
+        machine: Machine,
+        paths: MachinePaths,
+        identity: Identity | None,
+        *,
+        frozen: int = 0,
     ) -> LinkedAgent:
         """Begin to hold a session; gives ``identity``, if any, to the agent at each one's start.
+
+        Args:
+            machine: Whose agent it is.
+            paths: Its files.
+            identity: What the agent is told who it is; None to tell it nothing.
+            frozen: The agent's `mark` when it was frozen, if it goes on from there.
 
         Raises:
             LinkError: ``agent.sock`` cannot be made.
@@ -31,6 +42,7 @@ class LinkConnector:
             paths.agent_socket,
             identity,
             timeout_scale=self._scale_of(machine.spec.arch),
+            frozen=frozen,
         )
         await agent.open()
         return agent

@@ -46,6 +46,7 @@ class AgentLink:
         on_lost: Callable[[], None],
         *,
         hello: bytes = HELLO,
+        frozen: int = 0,
     ) -> None:
         """Prepare; `open` begins.
 
@@ -56,6 +57,7 @@ class AgentLink:
             on_session: Run in a task of its own for each session; cancelled when the session ends.
             on_lost: Called when a session ends.
             hello: What to say when a session begins.
+            frozen: The `mark` of the session that the guest was frozen in, if it goes on from one.
         """
         self._name = name
         self._link_socket = link_socket
@@ -63,6 +65,7 @@ class AgentLink:
         self._on_session = on_session
         self._on_lost = on_lost
         self._hello = hello
+        self._frozen = frozen
         self._peer: Peer | None = None
         self._server: asyncio.Server | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -113,6 +116,11 @@ class AgentLink:
         if self._peer is None:
             raise LinkError(f"there is no link to the agent of machine {self._name!r}")
         return await self._peer.open(target)
+
+    @property
+    def mark(self) -> int:
+        """What a host needs to go on with a clone of the guest; see `Session.mark`."""
+        return self._peer.mark if self._peer is not None else 0
 
     async def ping(self) -> str:
         """Ask the agent for its version, in one round trip.
@@ -170,13 +178,15 @@ class AgentLink:
 
     async def _connection(self) -> int:
         """Use one connection to the port until it is lost; tell how many sessions it had."""
-        peer = Peer(role="host", hello=self._hello, keepalive_s=_KEEPALIVE_S)
+        frozen, self._frozen = self._frozen, 0
+        peer = Peer(role="host", hello=self._hello, keepalive_s=_KEEPALIVE_S, frozen=frozen)
         peer.on_session = self._session_up
         peer.on_lost = self._session_down
         loop = asyncio.get_running_loop()
+        # Before the connection: a session may stand as soon as that does.
+        self._peer = peer
         try:
             await loop.create_unix_connection(lambda: peer.protocol, str(self._link_socket))
-            self._peer = peer
             await peer.closed()
         finally:
             self._peer = None

@@ -46,6 +46,7 @@ class Peer:
         accept: Callable[[str], Handler] = refuse_all,
         keepalive_s: float = 0,
         max_streams: int = MAX_STREAMS,
+        frozen: int = 0,
     ) -> None:
         """Make an end that is not connected yet.
 
@@ -59,6 +60,8 @@ class Peer:
                 three
                 times, before the session ends; 0 never asks. For the host.
             max_streams: How many streams each end may have open at a time.
+            frozen: The `mark` of the session that the peer was frozen in, if it goes on from there:
+                then a session stands as soon as there is a connection.
 
         Raises:
             ValueError: The role or the hello is not allowed.
@@ -74,7 +77,9 @@ class Peer:
         self._closed = False
         self._gone = asyncio.Event()
         self._waiters: set[asyncio.Future[None]] = set()
-        self._session = Session(self, role=role, hello=hello, keepalive_s=keepalive_s)
+        self._session = Session(
+            self, role=role, hello=hello, keepalive_s=keepalive_s, frozen=frozen
+        )
 
     @property
     def protocol(self) -> Session:
@@ -85,6 +90,11 @@ class Peer:
     def peer_hello(self) -> bytes:
         """The `hello` of the peer in the present or last session."""
         return self._session.peer_hello
+
+    @property
+    def mark(self) -> int:
+        """See `Session.mark`."""
+        return self._session.mark
 
     @property
     def version(self) -> int:

@@ -3,7 +3,9 @@
 Each end that has no session sends HELLO with a fresh random nonce and the nonce it last heard from
 the peer, and repeats it until its own comes back. Whoever hears its own nonce knows that the peer
 is there now and heard it: the session stands, READY tells the peer so, and data may follow at once.
-That is one round trip for one end, one and a half for the other, whoever begins.
+That is one round trip for one end, one and a half for the other, whoever begins. None is needed
+with a guest that was frozen in a session: who knows its nonce from then says HELLO with both, and
+the session stands for either end as soon as that is said and heard.
 
 A session's number is made of both nonces, and its frames are counted from 0 in each direction. So
 no frame of an old session is ever taken for one of the new, and none is lost unseen: a gap, a wrong
@@ -74,6 +76,7 @@ _BATCH_BYTES = 1 << 16
 _CONGESTED_BYTES = 1 << 16
 _OVERRUN_BYTES = 1 << 20
 _RETRY_S = 0.25
+_GO_ON_S = 10.0
 _RETRY_MAX_S = 4.0
 _ATTEMPTS = 64  # then the padding and the short intervals come round again
 _MISSED_PINGS = 3
@@ -99,6 +102,7 @@ class Session(asyncio.Protocol):
         hello: bytes,
         keepalive_s: float = 0,
         versions: tuple[int, int] = (VERSION_MIN, VERSION_MAX),
+        frozen: int = 0,
     ) -> None:
         """Make a session layer that waits for `connection_made`.
 
@@ -109,6 +113,7 @@ class Session(asyncio.Protocol):
             keepalive_s: Seconds of silence after which to ask whether the peer is there; 0 never
                 asks.
             versions: The lowest and highest protocol version to offer.
+            frozen: The `mark` of the session that the peer was frozen in, if it goes on from there.
 
         Raises:
             ValueError: The role is neither, or the hello is too long.
@@ -126,6 +131,7 @@ class Session(asyncio.Protocol):
         self._hello = hello
         self._versions = versions
         self._keepalive_s = keepalive_s
+        self._frozen = frozen
         self._transport: asyncio.WriteTransport | None = None
         self._reader = FrameReader()
         self._nonce = self._peer_nonce = self._number = 0
@@ -141,6 +147,14 @@ class Session(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._heard = False
         self._missed = 0
+
+    @property
+    def mark(self) -> int:
+        """What lets a later host go on at once with a guest that is frozen now; 0 without session.
+
+        It must have been kept by both ends: no byte may be on its way.
+        """
+        return self._peer_nonce if self.is_up else 0
 
     # --- the transport's side -------------------------------------------------------------------
 
@@ -158,7 +172,11 @@ class Session(asyncio.Protocol):
         self.congested = False
         self._greeted_at = float("-inf")
         self._reader = FrameReader()
-        self._greet()
+        frozen, self._frozen = self._frozen, 0
+        if frozen:
+            self._go_on(frozen)
+        else:
+            self._greet()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the session and wait for the next `connection_made`."""
@@ -239,7 +257,7 @@ class Session(asyncio.Protocol):
 
     def _greet(self, *, answer: bool = False) -> None:
         """Begin a handshake: by an answer to the HELLO just read, or else by our own."""
-        self._nonce = int.from_bytes(os.urandom(8), "big") or 1
+        self._nonce = _fresh_nonce()
         self._attempt = 0
         now = asyncio.get_running_loop().time()
         if answer:
@@ -249,6 +267,22 @@ class Session(asyncio.Protocol):
             self._greeted_at = now
             self._greeting(HELLO)
         self._retry_later()
+
+    def _go_on(self, mark: int) -> None:
+        """Begin a session at once with a peer that was frozen in one, and look whether it does."""
+        self._nonce = _fresh_nonce()
+        self._peer_nonce = mark
+        self._greeting(HELLO)
+        self.version = self._versions[1]
+        self._enter(READY)
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(_GO_ON_S, self._gone_on)
+
+    def _gone_on(self) -> None:
+        if not self._heard:
+            self.end("the peer does not go on from where it was frozen")
+        elif self._keepalive_s:
+            self._keepalive()
 
     def _burst(self) -> None:
         """Send HELLO so that a peer gets it which waits for the rest of a frame it read half of.
@@ -291,16 +325,18 @@ class Session(asyncio.Protocol):
             return  # Our own, sent back by whatever is at the other end.
         if kind == HELLO:
             self._user.greeted(payload[_HELLO.size :])
+        if self.is_up and (kind == READY or nonce == self._peer_nonce):
+            # An answer to its HELLO is due if it did not get our READY yet.
+            self._answer_due |= kind == HELLO
+            return
         if self.is_up:
-            if kind == READY:
-                return
-            if nonce == self._peer_nonce:
-                self._answer_due = True  # It did not get our READY yet.
-                return
             self._leave("the peer began a new session")
             self._peer_nonce = nonce
-            self._greet(answer=True)
-        elif echo != self._nonce:
+            if echo != self._nonce:
+                self._greet(answer=True)
+                return
+            # It has known ours all the time: we were frozen in a session, and go on.
+        if echo != self._nonce:
             # Perhaps from a peer that is gone. If not, it answers our nonce.
             if kind == HELLO:
                 self._peer_nonce = nonce
@@ -407,3 +443,7 @@ class Session(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _fresh_nonce() -> int:
+    return int.from_bytes(os.urandom(8), "big") or 1

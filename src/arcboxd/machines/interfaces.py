@@ -184,6 +184,14 @@ class GuestAgent(Protocol):
         """
         ...
 
+    @property
+    def mark(self) -> int:
+        """What lets a host go on at once with a guest that is frozen now; 0 if nothing does.
+
+        No call may be under way then.
+        """
+        ...
+
     async def close(self) -> None:
         """End the session and whatever serves it. Idempotent."""
         ...
@@ -193,9 +201,21 @@ class AgentConnector(Protocol):
     """Makes the link to a machine's agent, keeps it up, and serves ``agent.sock``."""
 
     async def connect(
-        self, machine: Machine, paths: MachinePaths, identity: Identity | None
+        self,
+        machine: Machine,
+        paths: MachinePaths,
+        identity: Identity | None,
+        *,
+        frozen: int = 0,
     ) -> GuestAgent:
-        """Begin to hold a session; gives ``identity``, if any, to the agent at each one's start."""
+        """Begin to hold a session; gives ``identity``, if any, to the agent at each one's start.
+
+        Args:
+            machine: Whose agent it is.
+            paths: Its files.
+            identity: What the agent is told who it is; None to tell it nothing.
+            frozen: The agent's `mark` when it was frozen, if it goes on from there.
+        """
         ...
 
 

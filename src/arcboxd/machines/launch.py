@@ -87,10 +87,12 @@ async def first_answer(
     *,
     timeout_s: float,
     paused: bool = False,
+    frozen: int = 0,
 ) -> GuestAgent:
     """Connect to the agent of a launched machine, and wait until it has taken its identity.
 
-    A paused machine goes on once there is a connection, so that it finds the greeting there.
+    A paused machine goes on once there is a connection, so that it finds the greeting there. If it
+    was frozen in a session, that one's `mark` is given.
 
     Raises:
         HypervisorError: The process ended.
@@ -99,7 +101,7 @@ async def first_answer(
     """
     name = machine.spec.name
     async with Undo() as undo:
-        agent = await ctx.connector.connect(machine, paths, who)
+        agent = await ctx.connector.connect(machine, paths, who, frozen=frozen)
         undo.push_async_callback(agent.close)
         if paused:
             await vm.resume()

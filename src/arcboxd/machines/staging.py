@@ -79,7 +79,16 @@ async def _stage(ctx: Context, template: Template) -> Staged:
         vm = await templates.restore(ctx, template, config, template.shape.disk_bytes)
         undo.push_async_callback(vm.kill)
         timeout_s = ctx.scaled(_ANSWER_S, machine)
-        agent = await first_answer(ctx, machine, paths, vm, None, timeout_s=timeout_s, paused=True)
+        agent = await first_answer(
+            ctx,
+            machine,
+            paths,
+            vm,
+            None,
+            timeout_s=timeout_s,
+            paused=True,
+            frozen=template.link_mark,
+        )
         try:
             async with asyncio.timeout(timeout_s):
                 for _ in range(_ROUNDS):

@@ -127,7 +127,7 @@ async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found
         async with Undo() as undo:
             vm = await _launch(ctx, machine, restore, **_restored(config, reason))
             undo.push_async_callback(vm.kill)
-            await finish(ctx, machine, vm, restored=True)
+            await finish(ctx, machine, vm, restored=True, frozen=found.link_mark)
             undo.pop_all()
     except ArcboxError as error:
         _log.warning("machine %s could not start %s: %s", machine.spec.name, reason, error)
@@ -195,7 +195,9 @@ async def _cold(ctx: Context, machine: Machine, config: VmConfig, why: str) -> N
         undo.pop_all()
 
 
-async def finish(ctx: Context, machine: Machine, vm: Vm, *, restored: bool = False) -> None:
+async def finish(
+    ctx: Context, machine: Machine, vm: Vm, *, restored: bool = False, frozen: int = 0
+) -> None:
     """Wait for the agent of a launched machine, and count the machine as running.
 
     The caller kills the process if this fails.
@@ -205,6 +207,7 @@ async def finish(ctx: Context, machine: Machine, vm: Vm, *, restored: bool = Fal
         machine: The machine, in state ``starting``.
         vm: Its process.
         restored: It is a clone of a template, still paused.
+        frozen: The `mark` of the session in which it was frozen, if it was in one.
 
     Raises:
         HypervisorError: The process ended.
@@ -217,7 +220,7 @@ async def finish(ctx: Context, machine: Machine, vm: Vm, *, restored: bool = Fal
     async with Undo() as undo:
         who = identity(ctx, machine)
         agent = await first_answer(
-            ctx, machine, paths, vm, who, timeout_s=timeout_s, paused=restored
+            ctx, machine, paths, vm, who, timeout_s=timeout_s, paused=restored, frozen=frozen
         )
         undo.push_async_callback(agent.close)
         running = Running(vm, agent)

@@ -113,8 +113,7 @@ async def make(
             undo.push_async_callback(agent.close)
             await _settle(ctx, machine, vm, agent, report, runtime=runtime)
             report("making a template: freezing", 0, 0)
-            state = await _freeze(vm, work, ctx.scaled(_SAVE_S, machine))
-            await agent.close()
+            state, mark = await _freeze(vm, agent, work, ctx.scaled(_SAVE_S, machine))
             facts: dict[str, object] = {
                 "distro": spec.distro,
                 "version": spec.version,
@@ -124,6 +123,7 @@ async def make(
                 "memory_bytes": config.memory_bytes,
                 "machine_type": state.machine_type,
                 "created_unix_ns": ctx.now_ns(),
+                "link_mark": mark,
                 "runtime_disk": str(disk or ""),
             }
             made = TemplatePaths(work.directory)
@@ -398,18 +398,23 @@ async def _with_runtime(agent: GuestAgent, timeout_s: float) -> None:
         raise HypervisorError(f"the container runtime did not start: {answer.message}")
 
 
-async def _freeze(vm: Vm, work: MachinePaths, timeout_s: float) -> SavedState:
+async def _freeze(
+    vm: Vm, agent: GuestAgent, work: MachinePaths, timeout_s: float
+) -> tuple[SavedState, int]:
     """Save everything but the RAM, which is in its file already, and end the process.
 
-    The link stands meanwhile: a clone whose port were closed would have to hear of its opening.
+    The link stands meanwhile: a clone whose port were closed would first have to hear of its
+    opening, and to greet. Gives also what lets a host go on with a clone's agent.
     """
     await asyncio.sleep(_QUIET_S)
     await vm.pause()
+    mark = agent.mark
     state = await vm.save(
         TemplatePaths(work.directory).state, memory_in_file=True, timeout_s=timeout_s
     )
     await vm.kill()
-    return state
+    await agent.close()
+    return state, mark
 
 
 def _quiet(step: str, done: int, total: int) -> None:

@@ -56,6 +56,8 @@ class Template:
     machine_type: str
     created_unix_ns: int
     paths: TemplatePaths
+    link_mark: int = 0
+    """Of the session that its agent was frozen in; 0 for none."""
     runtime_disk: Path | None = None
     """Of the container runtime that runs in it; None: none does."""
 
@@ -204,6 +206,7 @@ def _read(paths: TemplatePaths) -> Template:
         machine_type=str(manifest["machine_type"]),
         created_unix_ns=int(manifest["created_unix_ns"]),
         paths=paths,
+        link_mark=int(manifest.get("link_mark", 0)),
         runtime_disk=Path(disk) if (disk := manifest.get("runtime_disk")) else None,
     )
 
