@@ -85,9 +85,12 @@ class Clone:
     def poise(self) -> None:
         """Be ready for the freeze: in clones the agent is first in line, until `release`.
 
-        When a clone's clock is set its init wakes, and would be given the agent's processor.
+        When a clone's clock is set its init wakes, and would be given the agent's processor, or
+        that of what warms up, for as long as either takes.
         """
         try:
+            if self.warm_up is not None:
+                self.warm_up.go_first(self._kernel)
             self._kernel.go_first(wanted=True)
         except OSError as error:
             _log.warning("the agent cannot be first in line: %s", error)

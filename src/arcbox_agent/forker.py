@@ -62,7 +62,7 @@ class Forker:
             ForkerLostError: It was not run.
             OSError: The kernel would not fork.
         """
-        return self._fork(packed(command), (cgroup, *stdio, failure))
+        return self._fork(_packed(command), (cgroup, *stdio, failure))
 
     def spare(self, cgroup: int) -> Spare:
         """Fork a child that becomes a command later.
@@ -111,15 +111,14 @@ class Spare:
         self.pid = pid
         self._socket = socket
 
-    def run(self, command: Command | bytes, stdio: tuple[int, int, int], failure: int) -> int:
-        """Let it become a command, perhaps packed already; return its pid. To be called once.
+    def run(self, command: Command, stdio: tuple[int, int, int], failure: int) -> int:
+        """Let it become a command; return its pid. To be called once.
 
         Raises:
             ForkerLostError: It did not; it is no more.
         """
         try:
-            message = command if isinstance(command, bytes) else packed(command)
-            _send(self._socket, message, (*stdio, failure))
+            _send(self._socket, _packed(command), (*stdio, failure))
         except (OSError, ForkerLostError) as error:
             self.close()
             raise ForkerLostError from error
@@ -132,12 +131,7 @@ class Spare:
         os.waitpid(self.pid, 0)
 
 
-def packed(command: Command) -> bytes:
-    """Put a command into a message.
-
-    Raises:
-        ForkerLostError: It is too long for one.
-    """
+def _packed(command: Command) -> bytes:
     ids = command.credentials
     message = marshal.dumps(
         (

@@ -53,13 +53,17 @@ class Kernel:
         finally:
             os.close(fd)
 
-    def go_first(self, *, wanted: bool) -> None:
+    def go_first(self, *, wanted: bool, pid: int = 0) -> None:
         """Run before all other processes whenever there is something to do, or as they do.
 
         Not so what is forked from now on. Source: sched(7), SCHED_FIFO, SCHED_RESET_ON_FORK.
+
+        Args:
+            wanted: Whether to do so from now on.
+            pid: Which process; 0 for the agent.
         """
         policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK if wanted else os.SCHED_OTHER
-        os.sched_setscheduler(0, policy, os.sched_param(int(wanted)))
+        os.sched_setscheduler(pid, policy, os.sched_param(int(wanted)))
 
     def bind(self, source: str, target: str) -> None:
         """Let a file show in another's place."""
@@ -137,7 +141,7 @@ class NoKernel(Kernel):
     def add_entropy(self, data: bytes) -> None:
         """Leave the generator."""
 
-    def go_first(self, *, wanted: bool) -> None:
+    def go_first(self, *, wanted: bool, pid: int = 0) -> None:
         """Stay in line."""
 
     def bind(self, source: str, target: str) -> None:

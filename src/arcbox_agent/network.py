@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -35,8 +36,12 @@ _WAIT_S = 1.0
 _POLL_S = 0.02
 _ADDRESS = struct.Struct("=H2x4s8x")  # struct sockaddr_in
 _FOLDER = "/sys/class/net"
+_ANNOUNCE_S = 0.1
 _known_card = ""
 _links: dict[str, socket.socket] = {}
+"""Open for good: by the card's name, and without one for what is asked of the kernel."""
+
+_log = logging.getLogger(__name__)
 
 
 async def configure(address: str, gateway: str, mac: str, *, only_mac: bool = False) -> None:
@@ -51,26 +56,28 @@ async def configure(address: str, gateway: str, mac: str, *, only_mac: bool = Fa
     Raises:
         OSError: No card appeared, or the kernel refused.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        if not only_mac:
-            _bring(control, "lo", up=True)
-        if not address and not mac:
-            return
-        card = _known_card if only_mac and _known_card else await _wait_for_card()
-        packed_mac = bytes.fromhex(mac.replace(":", ""))
-        changed, kept = _set_mac(control, card, packed_mac) if mac else (False, True)
-        if not address:
-            return
-        own, mask = parse_cidr(address)
-        if not only_mac or not kept:
-            if _address(control, card) != own:
-                _set(control, _SIOCSIFADDR, card, own)
-                _set(control, _SIOCSIFNETMASK, card, mask)
-            _bring(control, card, up=True)
-            if gateway:
-                _add_default_route(control, parse_address(gateway))
-        if changed or only_mac:
-            _announce(card, packed_mac, own)
+    control = _open_control()
+    if not only_mac:
+        _bring(control, "lo", up=True)
+    if not address and not mac:
+        return
+    card = _known_card if only_mac and _known_card else await _wait_for_card()
+    packed_mac = bytes.fromhex(mac.replace(":", ""))
+    changed = bool(mac) and (only_mac or _mac(control, card) != packed_mac)
+    kept = not changed or _set_mac(control, card, packed_mac)
+    if not address:
+        return
+    own, mask = parse_cidr(address)
+    if not only_mac or not kept:
+        if _address(control, card) != own:
+            _set(control, _SIOCSIFADDR, card, own)
+            _set(control, _SIOCSIFNETMASK, card, mask)
+        _bring(control, card, up=True)
+        if gateway:
+            _add_default_route(control, parse_address(gateway))
+    if changed:
+        # Not in the way of whoever waits for us.
+        asyncio.get_running_loop().call_later(_ANNOUNCE_S, _announce, card, packed_mac, own)
 
 
 def parse_cidr(text: str) -> tuple[bytes, bytes]:
@@ -147,20 +154,34 @@ def _announce(card: str, mac: bytes, address: bytes) -> None:
     everybody, nobody = b"\xff" * 6, bytes(6)
     request = struct.pack("!HHBBH", _ARPHRD_ETHER, _ETHERTYPE_IP, 6, 4, 1)
     packet = request + mac + address + nobody + address
-    if (link := _links.get(card)) is None:
-        # Without a protocol nothing is received. It stays open, for the clones of this system: to
-        # open and close one takes them longer than to send.
-        link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
-        link.bind((card, 0))
-        _links[card] = link
-    link.send(everybody + mac + struct.pack("!H", _ETHERTYPE_ARP) + packet)
+    try:
+        if (link := _links.get(card)) is None:
+            # Without a protocol nothing is received.
+            link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
+            link.bind((card, 0))
+            _links[card] = link
+        link.send(everybody + mac + struct.pack("!H", _ETHERTYPE_ARP) + packet)
+    except OSError as error:
+        _log.warning("cannot announce the address of %s: %s", card, error)
 
 
-def _set_mac(control: socket.socket, card: str, mac: bytes) -> tuple[bool, bool]:
-    """Set the card's own address; say whether that changed it, and whether it kept its routes."""
-    answer = fcntl.ioctl(control, _SIOCGIFHWADDR, _name(card) + bytes(24))
-    if answer[18:24] == mac:
-        return False, True
+def _open_control() -> socket.socket:
+    """Open what the kernel is asked through, once: it stays open for the clones of this system.
+
+    To open and close a socket takes them longer than to ask.
+    """
+    if (control := _links.get("")) is None:
+        control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        _links[""] = control
+    return control
+
+
+def _mac(control: socket.socket, card: str) -> bytes:
+    return fcntl.ioctl(control, _SIOCGIFHWADDR, _name(card) + bytes(24))[18:24]
+
+
+def _set_mac(control: socket.socket, card: str, mac: bytes) -> bool:
+    """Set the card's own address; say whether it kept its routes."""
     request = _name(card) + struct.pack("=H6s16x", _ARPHRD_ETHER, mac)
     try:
         fcntl.ioctl(control, _SIOCSIFHWADDR, request)  # virtio's takes it while it is up
@@ -170,8 +191,8 @@ def _set_mac(control: socket.socket, card: str, mac: bytes) -> tuple[bool, bool]
         _bring(control, card, up=False)
         fcntl.ioctl(control, _SIOCSIFHWADDR, request)
         _bring(control, card, up=True)
-        return True, False
-    return True, True
+        return False
+    return True
 
 
 def _bring(control: socket.socket, card: str, *, up: bool) -> None:

@@ -328,6 +328,7 @@ class Session(asyncio.Protocol):
         if self.is_up and (kind == READY or nonce == self._peer_nonce):
             # An answer to its HELLO is due if it did not get our READY yet.
             self._answer_due |= kind == HELLO
+            self._heard |= nonce == self._peer_nonce
             return
         if self.is_up:
             self._leave("the peer began a new session")

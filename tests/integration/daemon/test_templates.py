@@ -64,6 +64,7 @@ async def test_a_new_machine_starts_from_a_template(machines: Machines, world: W
     assert await _started(machines) == (Boot.TEMPLATE, f"from template {made.key[:12]}")
     config, paths = world.configs[-1], machines.context.paths.machine(machines.inspect("dev").id)
     assert world.restored[-1].path == made.paths.state
+    assert made.link_mark == world.frozen[-1] != 0
     assert config.memory_file is not None
     assert (config.memory_file.path, config.memory_file.shared) == (made.paths.memory, False)
     # Giving pages back would punch holes into the template's memory.

@@ -164,12 +164,16 @@ class World:
         self.host = self.new_host()
         self.guest = self.new_guest()
 
-    def new_host(self) -> Peer:
+    def new_host(self, frozen: int = 0) -> Peer:
         """Replace the host's end as a new daemon does; what is in the pipes stays there."""
         if (writer := self.to_guest.writer) is not None:
             writer.closed = True
         self.host = Peer(
-            role="host", hello=b"host", accept=self.accept, keepalive_s=self.keepalive_s
+            role="host",
+            hello=b"host",
+            accept=self.accept,
+            keepalive_s=self.keepalive_s,
+            frozen=frozen,
         )
         self._dead.append(self.host)
         _connect(self.host, self.to_guest, self.to_host)

@@ -59,6 +59,82 @@ def test_bytes_sent_before_the_guest_came_may_be_dropped() -> None:
     run(main())
 
 
+def test_a_host_goes_on_at_once_with_a_guest_that_was_frozen_in_a_session() -> None:
+    async def main() -> None:
+        world = World(piece_bytes=1 << 20)
+        await world.both_up()
+        assert await exchange(world.host, b"before") == b"before"
+        mark = world.host.mark
+        greetings: list[bytes] = []
+        world.guest.on_hello = greetings.append
+        loop = asyncio.get_running_loop()
+        world.new_host(frozen=mark)
+        await asyncio.sleep(60)
+        assert world.host.session_count == 1  # though neither end had anything to say
+        for _ in range(2):  # each clone's host; the second one knows the same
+            began, sessions = loop.time(), world.guest.session_count
+            world.new_host(frozen=mark)
+            assert world.host.is_up
+            stream = world.host.start("echo")
+            await stream.write(b"after")
+            assert await stream.read() == b"after"
+            assert loop.time() - began < 0.003  # the pipe takes 1 ms each way
+            stream.abort()
+            assert world.guest.session_count == sessions + 1
+        assert greetings == [b"host"] * 3
+        await asyncio.sleep(60)
+        assert world.host.session_count == 1
+        assert await exchange(world.host, b"later") == b"later"
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["restarted", "never there", "silent", "another session"])
+def test_a_host_that_is_wrong_about_where_the_guest_goes_on_greets_it(how: str) -> None:
+    async def main() -> None:
+        world = World(keepalive_s=20)
+        await world.both_up()
+        mark = world.host.mark
+        if how == "restarted":
+            world.new_guest()
+        elif how == "another session":
+            world.new_host()
+            await world.both_up()
+        else:
+            world.to_guest.stalled = True
+        world.new_host(frozen=mark)
+        if how == "never there":
+            await asyncio.sleep(1)
+            world.to_guest.queue.clear()
+            world.new_guest()
+        elif how == "silent":
+            await asyncio.sleep(30)
+        world.to_guest.stalled = False
+        world.to_guest.schedule()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await world.host.wait_session()
+                    assert await exchange(world.host, b"B" * 3000) == b"B" * 3000
+                    break
+                except LinkError:
+                    continue
+
+    run(main())
+
+
+def test_there_is_a_mark_while_a_session_stands() -> None:
+    async def main() -> None:
+        world = World()
+        assert world.host.mark == 0
+        await world.both_up()
+        assert world.host.mark != 0
+        world.to_guest.stalled = True
+        assert world.new_host().mark == 0
+
+    run(main())
+
+
 @pytest.mark.parametrize("who", ["host", "guest", "both"])
 @pytest.mark.parametrize("drop", [False, True])
 def test_a_restart_at_any_byte_of_a_conversation(who: str, drop: bool) -> None:
