@@ -275,8 +275,9 @@ class Session(asyncio.Protocol):
         self._greeting(HELLO)
         self.version = self._versions[1]
         self._enter(READY)
-        self._cancel_timer()
-        self._timer = asyncio.get_running_loop().call_later(_GO_ON_S, self._gone_on)
+        if self.is_up:
+            self._cancel_timer()
+            self._timer = asyncio.get_running_loop().call_later(_GO_ON_S, self._gone_on)
 
     def _gone_on(self) -> None:
         if not self._heard:
