@@ -43,6 +43,7 @@ from arcboxd.hypervisor.base import (
     Accelerator,
     Forward,
     Hardware,
+    PageRanges,
     SavedState,
     ShareSlot,
     VmConfig,
@@ -144,6 +145,7 @@ class World:
     """What each machine's process forwards, by its name; it outlives a daemon."""
     guests: dict[str, PortGuest] = field(default_factory=lambda: defaultdict(PortGuest))
     restored: list[SavedState] = field(default_factory=list)
+    own_pages: PageRanges = ((4096, 8192),)
     resized: dict[str, int] = field(default_factory=dict)
     board: str = "fake-1"
     exec_closed: int = 0
@@ -246,6 +248,9 @@ class FakeVm:
         for name in ("template_disk", "disk", "console_log", "qemu_log"):
             getattr(self._paths, name).rename(getattr(paths, name))
         self._paths = paths
+
+    async def own_pages(self) -> PageRanges:
+        return self._world.own_pages
 
     async def resize_disk(self, size_bytes: int) -> None:
         self._world.resized[self.name] = size_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +39,10 @@ class MemoryFile:
     shared: bool
 
 
+PageRanges = Sequence[tuple[int, int]]
+"""Offsets in RAM and lengths, in bytes, both of whole pages."""
+
+
 @dataclass(frozen=True, slots=True)
 class SavedState:
     """What `Vm.save` wrote, for `Hypervisor.launch` to go on from."""
@@ -47,6 +52,8 @@ class SavedState:
     """The RAM is not in it, but in the machine's `MemoryFile`."""
     machine_type: str = ""
     """The hypervisor's exact name of the board: only the same one can go on from this."""
+    hot_pages: PageRanges = ()
+    """What of the RAM in a file is written to at once by whoever goes on from this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +210,13 @@ class Vm(Protocol):
 
         Raises:
             HypervisorError: It was refused, or the monitor does not answer.
+        """
+        ...
+
+    async def own_pages(self) -> PageRanges:
+        """Tell which pages of a RAM that is mapped copy-on-write it has written to.
+
+        None if that cannot be known, or its RAM is not mapped so.
         """
         ...
 

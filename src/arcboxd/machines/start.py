@@ -21,6 +21,7 @@ from arcboxd.machines.registry import Changes
 from arcboxd.machines.staged import Staged
 from arcboxd.machines.template_store import NONE_FITS, Template
 from arcboxd.machines.undo import Undo
+from arcboxd.settings import MIB
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ _OTHERS_S = 4.0
 """Under kvm: how long the services of one machine wait for the starts of others."""
 _SERVICES_S = 0.1
 """Under kvm: what the services of one machine take to begin."""
+_MOST_HOT_BYTES = 32 * MIB
+"""More than any clone writes to until it answers: what it did since then is not the next one's."""
 _TEMPLATE_TIMEOUT_S = 10.0
 """Under kvm, for the agent of a machine that does not boot."""
 
@@ -129,6 +132,8 @@ async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found
             undo.push_async_callback(vm.kill)
             await finish(ctx, machine, vm, restored=True, frozen=found.link_mark)
             undo.pop_all()
+        if found.key not in ctx.templates.hot_pages:
+            ctx.in_background(_learn(ctx, found, vm), f"hot pages of {found.key[:12]}")
     except ArcboxError as error:
         _log.warning("machine %s could not start %s: %s", machine.spec.name, reason, error)
         # Only a lack of room says nothing of the template.
@@ -137,6 +142,13 @@ async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found
         return f"it could not start {reason}: {error.message}"
     staging.want(ctx, found)
     return ""
+
+
+async def _learn(ctx: Context, template: Template, vm: Vm) -> None:
+    """Note what a clone has written to that has just answered: the next ones will, too."""
+    pages = await vm.own_pages()
+    if 0 < sum(length for _, length in pages) <= _MOST_HOT_BYTES:
+        ctx.templates.hot_pages[template.key] = pages
 
 
 async def _from_staged(

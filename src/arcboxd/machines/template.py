@@ -199,7 +199,11 @@ async def restore(ctx: Context, template: Template, config: VmConfig, disk_bytes
         machine_type=template.machine_type,
         runtime_disk=template.runtime_disk,
     )
-    state = SavedState(template.paths.state, memory_in_file=True)
+    state = SavedState(
+        template.paths.state,
+        memory_in_file=True,
+        hot_pages=ctx.templates.hot_pages.get(template.key, ()),
+    )
     vm = await ctx.hypervisor.launch(config, state)
     try:
         if disk_bytes > template.shape.disk_bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from arcboxd import durable
 from arcboxd.errors import InvalidArgumentError, StoreError, TemplateNotFoundError
+from arcboxd.hypervisor.base import PageRanges
 from arcboxd.paths import Paths, TemplatePaths
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class TemplateStore:
         self._paths = paths
         self._templates: dict[str, Template] = {}
         self._distrusted: dict[str, str] = {}
+        self.hot_pages: dict[str, PageRanges] = {}
+        """What a clone had written to when its first command had run, by the template's key."""
 
     def load(self) -> None:
         """Read every manifest; what is no sound template is logged, and never used.
@@ -179,6 +182,7 @@ class TemplateStore:
         """
         freed = self.allocated_bytes(template)
         self._templates.pop(template.key, None)
+        self.hot_pages.pop(template.key, None)
         doomed = self._paths.work / f"gone-{template.key[:12]}"
         try:
             # At one stroke it is no template any more; a crash leaves what the next start sweeps.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -10,10 +11,11 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from arcboxd.aio import complete
 from arcboxd.domain.machine import ProcessIdentity
 from arcboxd.errors import HypervisorError
-from arcboxd.hypervisor.base import Accelerator, SavedState, VmConfig
-from arcboxd.hypervisor.qemu import stale_code
+from arcboxd.hypervisor.base import Accelerator, PageRanges, SavedState, VmConfig
+from arcboxd.hypervisor.qemu import hot_pages, stale_code
 from arcboxd.hypervisor.qemu.accelerator import for_arch
 from arcboxd.hypervisor.qemu.argv import build_argv
 from arcboxd.hypervisor.qemu.fingerprint import Program, fingerprint, newest_board
@@ -22,6 +24,8 @@ from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.hypervisor.qemu.platforms import platform_of
 from arcboxd.hypervisor.qemu.vm import QemuVm
 from arcboxd.process import ProcessHandle, spawn_detached, tool
+
+_log = logging.getLogger(__name__)
 
 _LOG_TAIL_BYTES = 2000
 _LOAD_TIMEOUT_S = 120.0
@@ -110,10 +114,13 @@ class QemuHypervisor:
                     # Of the one thread that it has so far, from which all others inherit it.
                     os.setpriority(os.PRIO_PROCESS, process.identity.pid, _BACKGROUND_NICE)
             monitor = Monitor(config.name, paths.qmp_socket)
-            vm = QemuVm(process, monitor, paths)
+            ram = _private_ram(config)
+            vm = QemuVm(process, monitor, paths, ram)
             undo.push_async_callback(vm.kill)
             await self._first_answer(config, process, monitor)
             if state is not None:
+                if ram is not None and state.hot_pages:
+                    await _copy_hot_pages(process.identity.pid, ram, state.hot_pages)
                 await load_state(
                     monitor,
                     state.path,
@@ -173,6 +180,19 @@ class QemuHypervisor:
             for task in (connect, exit_):
                 task.cancel()
             await asyncio.gather(connect, exit_, return_exceptions=True)
+
+
+def _private_ram(config: VmConfig) -> tuple[Path, int] | None:
+    memory = config.memory_file
+    return None if memory is None or memory.shared else (memory.path, config.memory_bytes)
+
+
+async def _copy_hot_pages(pid: int, ram: tuple[Path, int], pages: PageRanges) -> None:
+    """Do so while nothing runs: to its end, and without it the machine is only slower."""
+    try:
+        await complete(asyncio.to_thread(hot_pages.copy, pid, *ram, pages))
+    except (OSError, LookupError) as error:
+        _log.debug("a clone's pages are copied as it writes to them: %s", error)
 
 
 def _program(arch: str) -> Program:

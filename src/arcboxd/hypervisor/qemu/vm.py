@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import signal
 from pathlib import Path
 
 from arcboxd import aio
 from arcboxd.domain.machine import ProcessIdentity
-from arcboxd.hypervisor.base import Forward, Hardware, SavedState, ShareSlot
-from arcboxd.hypervisor.qemu import forwards, nodes, plug, stale_code
+from arcboxd.hypervisor.base import Forward, Hardware, PageRanges, SavedState, ShareSlot
+from arcboxd.hypervisor.qemu import forwards, hot_pages, nodes, plug, stale_code
 from arcboxd.hypervisor.qemu.argv import KUBERNETES_NODE, ROOT_NODE, RUNTIME_NODE
 from arcboxd.hypervisor.qemu.migration import give_up, save_state
 from arcboxd.hypervisor.qemu.monitor import Monitor
 from arcboxd.paths import MachinePaths
 from arcboxd.process import ProcessHandle, cpu_seconds
+
+_log = logging.getLogger(__name__)
 
 _FILES = ("template_disk", "disk", "console_log", "qemu_log", "shares", "link_socket", "qmp_socket")
 
@@ -23,11 +26,25 @@ _FILES = ("template_disk", "disk", "console_log", "qemu_log", "shares", "link_so
 class QemuVm:
     """Implements `arcboxd.hypervisor.base.Vm`."""
 
-    def __init__(self, process: ProcessHandle, monitor: Monitor, paths: MachinePaths) -> None:
-        """Take over the handle and the connection."""
+    def __init__(
+        self,
+        process: ProcessHandle,
+        monitor: Monitor,
+        paths: MachinePaths,
+        ram: tuple[Path, int] | None = None,
+    ) -> None:
+        """Take over the handle and the connection.
+
+        Args:
+            process: The process.
+            monitor: Its monitor.
+            paths: The machine's files.
+            ram: The file that its RAM is a private mapping of, and its size in bytes.
+        """
         self._process = process
         self._monitor = monitor
         self._paths = paths
+        self._ram = ram
         self._going = asyncio.Lock()
         """Held while it is decided whether the virtual processors run."""
         self._watch: asyncio.Task[None] | None = None
@@ -89,6 +106,16 @@ class QemuVm:
     async def drop_disk_snapshots(self, tag: str) -> None:
         """Remove a snapshot from its disks."""
         await nodes.drop_disk_snapshots(self._monitor, tag)
+
+    async def own_pages(self) -> PageRanges:
+        """Tell which pages of a RAM that is mapped copy-on-write it has written to."""
+        if self._ram is None:
+            return ()
+        try:
+            return await asyncio.to_thread(hot_pages.learn, self.process.pid, *self._ram)
+        except (OSError, LookupError) as error:
+            _log.info("it is not known which pages a clone has written to: %s", error)
+            return ()
 
     async def resize_disk(self, size_bytes: int) -> None:
         """Grow the root disk. Source: QMP ``block_resize``."""
