@@ -59,6 +59,22 @@ def _alive(world: World) -> int:
     return sum(1 for vm in world.vms.values() if vm._handle.alive)
 
 
+@pytest.mark.parametrize("pages", [((4096, 8192),), ((0, 33 << 20),), ()])
+async def test_pages_that_one_clone_wrote_are_copied_for_the_next(
+    machines: Machines, world: World, pages: tuple[tuple[int, int], ...]
+) -> None:
+    made = await _prepare(machines)
+    world.own_pages = pages
+    await _started(machines, replace(NEW, name="first"))
+    assert world.restored[-1].hot_pages == ()
+    async with asyncio.timeout(5):
+        while machines.context.works_on(f"hot pages of {made.key[:12]}"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await _started(machines, replace(NEW, name="second"))
+    few = sum(length for _, length in pages) <= 32 << 20
+    assert world.restored[-1].hot_pages == (pages if few else ())
+
+
 async def test_a_new_machine_starts_from_a_template(machines: Machines, world: World) -> None:
     made = await _prepare(machines)
     assert await _started(machines) == (Boot.TEMPLATE, f"from template {made.key[:12]}")
