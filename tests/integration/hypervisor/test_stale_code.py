@@ -103,6 +103,8 @@ async def test_the_stub_reads_and_writes_memory(monitor: Monitor, tmp_path: Path
         await stub.begin()
         assert await stub.threads() == ["01", "02"]
         await stub.choose("02")
+        await stub.registers()  # it has just been started, perhaps at 0
+        await stub.choose("01")
         assert (await stub.registers()).rip
         await stub.write(RAM, b"\x00$#}*\xff")
         assert await stub.read(RAM, 6) == b"\x00$#}*\xff"
