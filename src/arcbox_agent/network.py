@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 import struct
+from functools import cache
 
 _SIOCADDRT = 0x890B
 _SIOCGIFFLAGS = 0x8913
@@ -38,8 +39,6 @@ _ADDRESS = struct.Struct("=H2x4s8x")  # struct sockaddr_in
 _FOLDER = "/sys/class/net"
 _ANNOUNCE_S = 0.1
 _known_card = ""
-_links: dict[str, socket.socket] = {}
-"""Open for good: by the card's name, and without one for what is asked of the kernel."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ async def configure(address: str, gateway: str, mac: str, *, only_mac: bool = Fa
     Raises:
         OSError: No card appeared, or the kernel refused.
     """
-    control = _open_control()
+    control = _control()
     if not only_mac:
         _bring(control, "lo", up=True)
     if not address and not mac:
@@ -155,25 +154,27 @@ def _announce(card: str, mac: bytes, address: bytes) -> None:
     request = struct.pack("!HHBBH", _ARPHRD_ETHER, _ETHERTYPE_IP, 6, 4, 1)
     packet = request + mac + address + nobody + address
     try:
-        if (link := _links.get(card)) is None:
-            # Without a protocol nothing is received.
-            link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
-            link.bind((card, 0))
-            _links[card] = link
-        link.send(everybody + mac + struct.pack("!H", _ETHERTYPE_ARP) + packet)
+        _link(card).send(everybody + mac + struct.pack("!H", _ETHERTYPE_ARP) + packet)
     except OSError as error:
         _log.warning("cannot announce the address of %s: %s", card, error)
 
 
-def _open_control() -> socket.socket:
-    """Open what the kernel is asked through, once: it stays open for the clones of this system.
+# Both stay open, for the clones of this system: to open and close one takes them longer than to use
+# it.
 
-    To open and close a socket takes them longer than to ask.
-    """
-    if (control := _links.get("")) is None:
-        control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        _links[""] = control
-    return control
+
+@cache
+def _control() -> socket.socket:
+    """Open what the kernel is asked through."""
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+
+@cache
+def _link(card: str) -> socket.socket:
+    """Open what frames are sent through; without a protocol nothing is received."""
+    link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
+    link.bind((card, 0))
+    return link
 
 
 def _mac(control: socket.socket, card: str) -> bytes:

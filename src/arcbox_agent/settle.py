@@ -40,9 +40,6 @@ _NAMING_S = 10.0
 _NAMING_WINDOW_S = 1.0
 _MAX_WAIT_S = 3600.0
 _ROUNDS = 4
-_ROOM_OBJECTS = 4000
-_ROOM_OBJECT_BYTES = 400
-_room: list[bytes] = []
 # Whatever the first calls of a clone use. The rest was imported at start, or is imported by these.
 _MODULES = (
     *("accounts", "clone", "configure", "disk", "exec", "kernel", "link", "mounts", "netlink"),
@@ -187,7 +184,6 @@ async def settle(
                 system.cgroups.put_back(group)
             gc.collect()
             gc.freeze()
-            _make_room()
             await in_thread(os.sync, name="sync")
             await system.wait_at_rest(_LAST_WINDOW_S)
             await in_thread(os.sync, name="sync")
@@ -202,15 +198,6 @@ async def settle(
         clone.release()
         raise
     return guest_pb2.SettleResponse(warnings=warnings)
-
-
-def _make_room() -> None:
-    """Have memory at hand for the objects of a clone's first calls, so that it asks for none.
-
-    What lives on keeps Python from giving the rest of its arena, 1 MiB, back.
-    """
-    objects = [bytes(_ROOM_OBJECT_BYTES) for _ in range(_ROOM_OBJECTS)]
-    _room.append(objects[_ROOM_OBJECTS // 2])
 
 
 def _import_all() -> None:

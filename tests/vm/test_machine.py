@@ -28,13 +28,13 @@ ROOT = Path(__file__).parents[2]
 FREED = re.compile(r"processors \[.*\] of \S+: (\d+) places translated anew")
 
 
-def until(condition: object, timeout_s: float, what: str) -> None:
+def until(condition: object, timeout_s: float, what: str, *, every_s: float = 0.2) -> None:
     """Poll for something that has no event to wait for."""
     assert callable(condition)
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-        time.sleep(0.2)
+        time.sleep(every_s)
 
 
 def test_a_created_machine_is_stopped_and_takes_almost_no_room(

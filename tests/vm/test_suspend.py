@@ -125,9 +125,8 @@ def test_a_daemon_killed_while_it_saves_loses_nothing(host: Host, counting: str)
     pid = int(host.ext.GetDaemonInfo(host_pb2.DaemonInfoRequest()).pid)
     state = Path(host.described(counting).directory) / "suspend.new" / "state"
     call = host.ext.Suspend.future(host_pb2.SuspendRequest(id=counting))
-    deadline = time.monotonic() + 60
-    while not state.exists() and not call.done() and time.monotonic() < deadline:
-        time.sleep(0.001)  # to save takes no longer than `until` waits between two looks
+    saving = "the memory is being saved"  # which takes a few tenths of a second
+    until(lambda: state.exists() or call.done(), 60, saving, every_s=0.001)
     os.kill(pid, signal.SIGKILL)
     assert isinstance(call.exception(), grpc.RpcError)
     host.arcbox("ls")

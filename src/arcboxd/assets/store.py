@@ -62,8 +62,7 @@ class AssetStore:
         """Give the boot files, building what is missing.
 
         When all is there this neither runs a program nor uses the network, and takes milliseconds,
-        after the first time less.
-        Cancelled, it leaves finished parts and nothing half made.
+        after the first time less. Cancelled, it leaves finished parts and nothing half made.
 
         Args:
             arch: The kernel's name of the architecture, such as ``x86_64``.

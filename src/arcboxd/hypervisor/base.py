@@ -216,7 +216,7 @@ class Vm(Protocol):
     async def own_pages(self) -> PageRanges:
         """Tell which pages of a RAM that is mapped copy-on-write it has written to.
 
-        None if that cannot be known, or its RAM is not mapped so.
+        Empty if that cannot be known, or its RAM is not mapped so.
         """
         ...
 

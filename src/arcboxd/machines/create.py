@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import shutil
+from dataclasses import replace
 
 from arcboxd.domain.machine import Machine, MachineSpec, MachineState, NewMachine
 from arcboxd.errors import InvalidArgumentError
@@ -76,7 +77,7 @@ def new_record(ctx: Context, spec: MachineSpec) -> Machine:
         pass
     while (mac := random_mac()) in macs:
         pass
-    return Machine(
+    machine = Machine(
         id=machine_id,
         spec=spec,
         state=MachineState.CREATING,
@@ -85,5 +86,5 @@ def new_record(ctx: Context, spec: MachineSpec) -> Machine:
         user=login_name(os.getuid()),
         mac=mac,
         machine_id=secrets.token_hex(16),
-        ssh_port=ssh.choose_port(0, ssh.taken_ports(ctx)),
     )
+    return replace(machine, ssh_port=ssh.choose_port(0, ssh.taken_ports(ctx, machine)))

@@ -145,11 +145,10 @@ def host_keys(paths: MachinePaths) -> tuple[SshHostKey, ...]:
     return (SshHostKey("ed25519", paths.ssh_host_key.read_text(), _public(paths.ssh_host_key)),)
 
 
-def taken_ports(ctx: Context, machine: Machine | None = None) -> frozenset[int]:
+def taken_ports(ctx: Context, machine: Machine) -> frozenset[int]:
     """Give the ports that others than ``machine`` keep."""
-    others = [other for other in ctx.registry.all() if machine is None or other.id != machine.id]
-    own = {machine.ssh_port} if machine is not None else set[int]()
-    return (frozenset(other.ssh_port for other in others) | ctx.ports.user_ports() - own) - {0}
+    others = (m.ssh_port for m in ctx.registry.all() if m.id != machine.id and m.ssh_port)
+    return frozenset(others) | ctx.ports.user_ports() - {machine.ssh_port}
 
 
 def choose_port(wanted: int, taken: frozenset[int]) -> int:

@@ -132,8 +132,9 @@ async def _from_template(ctx: Context, machine: Machine, config: VmConfig, found
             undo.push_async_callback(vm.kill)
             await finish(ctx, machine, vm, restored=True, frozen=found.link_mark)
             undo.pop_all()
-        if found.key not in ctx.templates.hot_pages:
-            ctx.in_background(_learn(ctx, found, vm), f"hot pages of {found.key[:12]}")
+        learning = f"hot pages of {found.key[:12]}"
+        if found.key not in ctx.templates.hot_pages and not ctx.works_on(learning):
+            ctx.in_background(_learn(ctx, found, vm), learning)
     except ArcboxError as error:
         _log.warning("machine %s could not start %s: %s", machine.spec.name, reason, error)
         # Only a lack of room says nothing of the template.

@@ -72,7 +72,7 @@ class TemplateStore:
         self._templates: dict[str, Template] = {}
         self._distrusted: dict[str, str] = {}
         self.hot_pages: dict[str, PageRanges] = {}
-        """What a clone had written to when its first command had run, by the template's key."""
+        """What a clone had written to when it answered, by the template's key."""
 
     def load(self) -> None:
         """Read every manifest; what is no sound template is logged, and never used.

@@ -39,7 +39,7 @@ def learn(pid: int, memory: Path, size_bytes: int) -> PageRanges:
         LookupError: The process has not mapped that file.
     """
     address = _address(pid, memory, size_bytes)
-    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123  not on a disk
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
         return tuple(_joined(_own_pages(pagemap.fileno(), address, size_bytes)))
 
 
@@ -52,8 +52,8 @@ def copy(pid: int, memory: Path, size_bytes: int, ranges: PageRanges) -> None:
     """
     address = _address(pid, memory, size_bytes)
     with (
-        open(memory, "rb", buffering=0) as source,  # noqa: PTH123
-        open(f"/proc/{pid}/mem", "r+b", buffering=0) as target,  # noqa: PTH123
+        memory.open("rb", buffering=0) as source,
+        Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as target,
     ):
         for offset, length in ranges:
             data = os.pread(source.fileno(), length, offset)
@@ -62,7 +62,7 @@ def copy(pid: int, memory: Path, size_bytes: int, ranges: PageRanges) -> None:
 
 def _address(pid: int, memory: Path, size_bytes: int) -> int:
     wanted = memory.stat().st_ino
-    with open(f"/proc/{pid}/maps", "rb") as maps:  # noqa: PTH123
+    with Path(f"/proc/{pid}/maps").open("rb") as maps:
         for line in maps:
             span, _, _, _, inode, *_ = line.split(maxsplit=5)
             if int(inode) == wanted:
