@@ -14,6 +14,8 @@ checksum or any breach of the protocol ends the session, and a new handshake beg
 A HELLO or READY carries, after two nonces of 8 bytes (own, then the peer's or 0), one byte each for
 the lowest and the highest protocol version and the role, and up to `MAX_HELLO` bytes for the
 application. This frame and the header never change.
+
+Handshake, numbering and keepalive change the same nonces, numbers and timer, hence one module.
 """
 
 from __future__ import annotations

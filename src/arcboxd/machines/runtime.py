@@ -9,7 +9,7 @@ from functools import partial
 from arcboxd.domain.machine import Machine, MachineState, NewMachine
 from arcboxd.domain.runtime import FAILED, STARTED, RuntimeAnswer, RuntimeStatus, not_running
 from arcboxd.errors import ArcboxError, MachineBusyError, MachineNotFoundError
-from arcboxd.machines import template
+from arcboxd.machines import make_template
 from arcboxd.machines.again import at_each_session
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.create import create
@@ -151,7 +151,7 @@ async def _ensure(ctx: Context, machine_id: str) -> RuntimeAnswer:
         await _mark(ctx, machine_id)
         if answer.status == STARTED and not machine.spec.kernel:
             # Whoever uses it once will do so in other machines: these are to have it at once.
-            template.make_soon(ctx, machine, runtime=True)
+            make_template.make_soon(ctx, machine, runtime=True)
     else:
         _log.warning("the runtime of %s is not ready: %s", machine.spec.name, answer.message)
     return answer

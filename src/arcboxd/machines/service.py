@@ -19,6 +19,7 @@ from arcboxd.machines import (
     guest,
     images,
     kubernetes,
+    make_template,
     mounts,
     ports,
     runtime,
@@ -175,8 +176,8 @@ class Machines:
     async def prepare_template(
         self, new: NewMachine, *, runtime: bool = False
     ) -> template.TemplateUse:
-        """Make a template: `arcboxd.machines.template`."""
-        made = await template.prepare(self.context, new, runtime=runtime)
+        """Make a template: `arcboxd.machines.make_template`."""
+        made = await make_template.prepare(self.context, new, runtime=runtime)
         return await template.use(self.context, made)
 
     async def templates(self) -> Sequence[template.TemplateUse]:

@@ -13,7 +13,17 @@ from arcboxd import aio
 from arcboxd.domain.machine import Boot, Machine, MachineState
 from arcboxd.errors import ArcboxError, MachineStateError, NoRoomError, StoreError
 from arcboxd.hypervisor.base import Forward, Vm, VmConfig
-from arcboxd.machines import console, disks, ports, resume, shares, ssh, staging, template
+from arcboxd.machines import (
+    console,
+    disks,
+    make_template,
+    ports,
+    resume,
+    shares,
+    ssh,
+    staging,
+    template,
+)
 from arcboxd.machines.context import Context, Running
 from arcboxd.machines.launch import first_answer, identity, vm_config
 from arcboxd.machines.locks import NOTE_END
@@ -89,7 +99,7 @@ async def _boot(ctx: Context, machine: Machine) -> None:
     if not why:
         ctx.in_background(_begin(ctx, machine), f"services of {machine.spec.name}")
     elif why == NONE_FITS:
-        template.make_soon(ctx, machine)
+        make_template.make_soon(ctx, machine)
 
 
 async def _begin(ctx: Context, machine: Machine) -> None:

@@ -23,7 +23,7 @@ from arcboxd.errors import (
     TooLateError,
     UnsupportedError,
 )
-from arcboxd.machines import disks, ssh, template
+from arcboxd.machines import disks, make_template, ssh
 from arcboxd.machines.service import Machines
 from arcboxd.machines.template_store import Template, TemplateStore
 from tests.fakes import FakeAgent, FakeHypervisor, FakeImages, FakeVm, World
@@ -228,7 +228,7 @@ async def test_switched_off(machines: Machines) -> None:
 async def test_a_cold_start_makes_a_template(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template, "_AFTER_START_S", 0.0)
+    monkeypatch.setattr(make_template, "_AFTER_START_S", 0.0)
     context = machines.context
     context.settings = replace(context.settings, templates="auto")
     await _started(machines)
@@ -388,7 +388,7 @@ MAKING = {
     "disk": (disks, "on_image"),
     "launch": (FakeHypervisor, "launch"),
     "key": (ssh, "make_host_key"),
-    "agent": (template, "first_answer"),
+    "agent": (make_template, "first_answer"),
     "settle": (FakeAgent, "settle"),
     "pause": (FakeVm, "pause"),
     "save": (FakeVm, "save"),
