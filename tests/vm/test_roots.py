@@ -88,7 +88,7 @@ def lives(host: Host, name: str, version: str) -> None:
     """Take a Debian machine that was created through a reboot, until all in it runs again."""
     host.arcbox("start", name, timeout_s=1200)
     assert f"VERSION_CODENAME={version}\n" in host.sh(name, "cat /etc/os-release")
-    assert host.sh(name, "hostname; readlink /proc/1/exe").splitlines()[0] == name
+    assert host.sh(name, "hostname") == f"{name}\n"
     identity = host.sh(name, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub")
     reboot(host, name, "systemctl", "--no-block", "reboot")
     assert host.sh(name, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub") == identity
