@@ -585,6 +585,9 @@ class FakeAssets:
     def find_kubernetes(self, arch: str, pin: Pin) -> Path | None:
         return Path("/dev/null")
 
+    async def prune(self) -> tuple[list[str], int]:
+        return ["agent-0"], 1 << 20
+
     async def kubernetes(self, arch: str, pin: Pin, fetch: FetchFn, progress: ProgressFn) -> Path:
         return Path("/dev/null")
 

@@ -13,8 +13,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ BuildFn = Callable[[Path], Awaitable[None]]
 
 _LOCK_POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 512
+_ENTRY = re.compile(rb"/([a-z]+-[0-9a-f]{32})/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class Entry:
     key: str
     path: Path
     inputs: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """Name its directory."""
+        return self.path.name
 
     def file(self, name: str) -> Path:
         """Name one of its files."""
@@ -127,6 +135,29 @@ class Cache:
         files = json.loads(entry.file(MANIFEST).read_bytes())["files"]
         return [n for n, facts in files.items() if _digest(entry.path / n) != facts["sha256"]]
 
+    async def prune(self, kind: str, keep: Collection[str]) -> tuple[list[str], int]:
+        """Remove all entries of a kind but those with these names, and those in use.
+
+        In use is what a process of this host was started with or has open, whoever's it is, and
+        what somebody makes at the moment.
+
+        Returns:
+            The names of those that went, and the bytes that this freed: none for a file that has
+            another name elsewhere.
+        """
+        used = await asyncio.to_thread(_named_by_processes)
+        names, freed = [], 0
+        for entry in list(self.entries(kind)):
+            if entry.name in keep or entry.name in used:
+                continue
+            with contextlib.suppress(BlockingIOError), self._try_lock(entry.name):
+                partial = entry.path.with_name(f"{entry.name}.partial")
+                entry.path.rename(partial)
+                freed += await asyncio.to_thread(_own_bytes, partial)
+                await remove_tree(partial)
+                names.append(entry.name)
+        return names, freed
+
     async def _build(self, kind: str, key: str, inputs: Inputs, build: BuildFn) -> None:
         final = self._root / f"{kind}-{key}"
         partial = final.with_name(final.name + ".partial")
@@ -203,6 +234,22 @@ async def remove_tree(path: Path) -> None:
         unshare = [tool("unshare", package="util-linux"), "--map-auto", "--map-root-user"]
         with contextlib.suppress(ArcboxError):
             await run([*unshare, "rm", "-rf", str(path)], timeout_s=300)
+
+
+def _named_by_processes() -> set[str]:
+    words = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or is another user's
+            words.append((process / "cmdline").read_bytes())
+            for fd in (process / "fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # it was closed
+                    words.append(bytes(fd.readlink()))
+    return {name.decode() for word in words for name in _ENTRY.findall(word)}
+
+
+def _own_bytes(directory: Path) -> int:
+    states = [path.lstat() for path in directory.rglob("*")]
+    return sum(s.st_blocks * _BLOCK_BYTES for s in states if s.st_nlink == 1)
 
 
 def _finish(directory: Path, kind: str, key: str, inputs: Inputs) -> None:

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from arcboxd.assets import (
-    agent_bundle,
-    kernel,
-    kubernetes_bundle,
-    python_runtime,
-    runtime_bundle,
-)
-from arcboxd.assets.agent_bundle import AGENT_FS
-from arcboxd.assets.apt import Apt, Package, unpack
-from arcboxd.assets.cache import BuildFn, Cache, Entry, Inputs, key_of
+from arcboxd.assets import boot_parts, kernel, kubernetes_bundle, runtime_bundle
+from arcboxd.assets.apt import Apt, Package
+from arcboxd.assets.boot_parts import BootParts
+from arcboxd.assets.cache import Cache, Inputs, key_of
 from arcboxd.assets.initramfs import (
-    DISK_MODULES,
-    LATE_MODULES,
-    NETWORK_MODULES,
-    ROOT_MODULES,
-    build_initramfs,
     floor_initramfs,
-    init_script,
     second_stage_initramfs,
     second_stage_script,
 )
 from arcboxd.assets.mirror import DEBIAN_ARCHES, Mirror, host_arch, host_codename, host_mirror
 from arcboxd.assets.seen import Seen
+from arcboxd.assets.workshop import Workshop
 from arcboxd.domain.image import BootAssets, ProgressFn
 from arcboxd.errors import AssetBuildError, UnsupportedError
 from arcboxd.kubernetes.distribution import K3S, Pin
@@ -38,7 +26,8 @@ from arcboxd.paths import Paths
 BUILDABLE = tuple(DEBIAN_ARCHES)
 """Architectures whose assets this version can build, on a host of any of them."""
 
-_BUSYBOX = ("busybox-static",)
+_KINDS = (*boot_parts.KINDS, "runtime", "floor", "secondstage")
+"""Of what `AssetStore.prune` removes. The last two are small, and made again in no time."""
 
 
 class AssetStore:
@@ -76,12 +65,10 @@ class AssetStore:
         _require_buildable(arch)
         if (seen := self._seen.get(arch)) is not None and seen.holds():
             return seen.answer
-        apt = self._apt(arch)
-        steps = _Steps(progress)
-        busybox = await self._busybox(apt, steps)
-        built = await self._kernel(apt, steps)
-        initramfs = await self._initramfs(built, busybox, steps)
-        agent = await self._agent(apt, busybox, steps)
+        parts = self._parts(arch, progress)
+        busybox, built = await parts.busybox(), await parts.kernel()
+        initramfs = await parts.initramfs(built, busybox)
+        agent = await parts.agent(busybox)
         early = await asyncio.to_thread(kernel.read_early, built.path)
         key = key_of({"kernel": built.key, "initramfs": initramfs.key, "agent": agent.key})
         assets = BootAssets(
@@ -93,9 +80,9 @@ class AssetStore:
             kernel_version=early.version,
         )
         # Not our own sources, which the agent is made of: this process runs what it began with.
-        pins = (_BUSYBOX, kernel.kernel_packages(arch), python_runtime.PACKAGES)
+        pins = map(self._apt(arch).pin, boot_parts.package_sets(arch))
         files = (assets.kernel, assets.initramfs, assets.modules_disk, assets.agent_disk)
-        self._seen[arch] = Seen(assets, (*map(apt.pin, pins), *files))
+        self._seen[arch] = Seen(assets, (*pins, *files))
         return assets
 
     async def refresh(self, arch: str, progress: ProgressFn) -> BootAssets:
@@ -110,17 +97,12 @@ class AssetStore:
         """
         if arch in BUILDABLE:
             apt, own = self._apt(arch), self._apt(host_arch())
-            wanted = [
-                (apt, kernel.kernel_packages(arch)),
-                (own, kernel.DEPMOD_PACKAGES),
-                (apt, _BUSYBOX),
-                (apt, python_runtime.PACKAGES),
-            ]
-            for source, names in wanted:
+            sets = [(apt, names) for names in boot_parts.package_sets(arch)]
+            for source, names in (*sets, (own, kernel.DEPMOD_PACKAGES)):
                 progress("asking for newer packages", 0, 0)
                 await source.resolve(names, refresh=True)
             if any(a.pinned(runtime_bundle.PACKAGES) for a in self._runtime_sources(arch)):
-                await self._resolve_runtime(arch, _Steps(progress), refresh=True)
+                await self._resolve_runtime(arch, self._workshop(progress), refresh=True)
                 await self.runtime(arch, progress)
         return await self.ensure(arch, progress)
 
@@ -153,30 +135,30 @@ class AssetStore:
         _require_buildable(arch)
         if found := self.find_runtime(arch):
             return found
-        steps = _Steps(progress)
-        apt, resolved = await self._resolve_runtime(arch, steps)
+        workshop = self._workshop(progress)
+        apt, resolved = await self._resolve_runtime(arch, workshop)
         wanted = runtime_bundle.choose(resolved)
 
         async def build(target: Path) -> None:
-            files = await self._fetch(apt, wanted, "the container runtime", steps)
-            await runtime_bundle.build_runtime_disk(wanted, files.values(), target, steps.begin)
+            files = await workshop.fetch(apt, wanted, "the container runtime")
+            await runtime_bundle.build_runtime_disk(wanted, files.values(), target, workshop.begin)
 
-        entry = await self._ensure("runtime", _runtime_inputs(resolved), build, steps)
+        entry = await workshop.ensure("runtime", _runtime_inputs(resolved), build)
         return entry.file(runtime_bundle.IMAGE)
 
     async def _resolve_runtime(
-        self, arch: str, steps: _Steps, *, refresh: bool = False
+        self, arch: str, workshop: Workshop, *, refresh: bool = False
     ) -> tuple[Apt, dict[str, Package]]:
         # apt on the host knows its mirror by the host's own release; that mirror has the others.
         mirror = self._mirror or await host_mirror(self._suite)
         best, *others = self._runtime_sources(arch, mirror)
         names = runtime_bundle.PACKAGES
         try:
-            return best, await self._resolve(best, names, steps, refresh=refresh)
+            return best, await workshop.resolve(best, names, refresh=refresh)
         except AssetBuildError as error:
             if not others or not runtime_bundle.cannot_be_had(error):
                 raise
-            return others[0], await self._resolve(others[0], names, steps, refresh=refresh)
+            return others[0], await workshop.resolve(others[0], names, refresh=refresh)
 
     def _runtime_sources(self, arch: str, mirror: Mirror | None = None) -> list[Apt]:
         """Give the releases that the container runtime may come from, the best first."""
@@ -219,20 +201,21 @@ class AssetStore:
         _require_buildable(arch)
         if found := self.find_kubernetes(arch, pin):
             return found
-        steps, apt, resolved = _Steps(progress), self._apt(arch), dict[str, Package]()
+        workshop, apt = self._workshop(progress), self._apt(arch)
+        resolved = dict[str, Package]()
         if pin.distribution != K3S:
-            resolved = await self._resolve(apt, kubernetes_bundle.PACKAGES, steps)
+            resolved = await workshop.resolve(apt, kubernetes_bundle.PACKAGES)
         downloads = self._paths.assets / "downloads"
 
         async def fetch_packages(names: Iterable[str]) -> dict[str, tuple[Package, Path]]:
             wanted = [resolved[name] for name in names]
-            files = await self._fetch(apt, wanted, "what Kubernetes needs", steps)
+            files = await workshop.fetch(apt, wanted, "what Kubernetes needs")
             return {package.name: (package, files[package.name]) for package in wanted}
 
         async def build(target: Path) -> None:
             file = await kubernetes_bundle.obtain(pin, downloads, fetch, progress)
             if pin.distribution == K3S:
-                await kubernetes_bundle.build_k3s_disk(pin, file, arch, target, steps.begin)
+                await kubernetes_bundle.build_k3s_disk(pin, file, arch, target, workshop.begin)
             else:
                 await kubernetes_bundle.build_upstream_disk(
                     pin,
@@ -240,17 +223,14 @@ class AssetStore:
                     arch,
                     fetch_packages=fetch_packages,
                     target=target,
-                    step=steps.begin,
+                    step=workshop.begin,
                 )
             if file.parent == downloads:
                 file.unlink()
 
         inputs = kubernetes_bundle.inputs(pin, kubernetes_bundle.choose(resolved))
-        entry = await self._ensure("kubernetes", inputs, build, steps)
+        entry = await workshop.ensure("kubernetes", inputs, build)
         return entry.file(kubernetes_bundle.IMAGE)
-
-    def _apt(self, arch: str) -> Apt:
-        return Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)
 
     async def floor(self, arch: str, progress: ProgressFn) -> tuple[Path, Path]:
         """Give a kernel and the least initramfs that boots, for benchmarks to compare with.
@@ -261,16 +241,14 @@ class AssetStore:
             UnsupportedError: This version builds nothing for that architecture.
         """
         boot = await self.ensure(arch, progress)
-        apt = self._apt(arch)
-        busybox = (await self._busybox(apt, _Steps(progress))).file("busybox")
+        busybox = (await self._parts(arch, progress).busybox()).file("busybox")
 
         async def build(target: Path) -> None:
             data = floor_initramfs(await asyncio.to_thread(busybox.read_bytes))
             await asyncio.to_thread((target / "floor.cpio").write_bytes, data)
 
-        entry = await self._ensure(
-            "floor", {"busybox": str(busybox), "recipe": "1"}, build, _Steps(progress)
-        )
+        inputs: Inputs = {"busybox": str(busybox), "recipe": "1"}
+        entry = await self._workshop(progress).ensure("floor", inputs, build)
         return boot.kernel, entry.file("floor.cpio")
 
     async def second_stage(self, arch: str, progress: ProgressFn) -> tuple[Path, Path]:
@@ -282,8 +260,8 @@ class AssetStore:
             UnsupportedError: This version builds nothing for that architecture.
         """
         _require_buildable(arch)
-        apt, steps = self._apt(arch), _Steps(progress)
-        busybox, built = await self._busybox(apt, steps), await self._kernel(apt, steps)
+        parts = self._parts(arch, progress)
+        busybox, built = await parts.busybox(), await parts.kernel()
 
         async def build(target: Path) -> None:
             data = await asyncio.to_thread(
@@ -299,138 +277,38 @@ class AssetStore:
             "busybox": busybox.key,
             "init": second_stage_script().decode(),
         }
-        entry = await self._ensure("secondstage", inputs, build, steps)
+        entry = await self._workshop(progress).ensure("secondstage", inputs, build)
         return built.file("vmlinux"), entry.file("second.cpio")
 
-    async def _resolve(
-        self, apt: Apt, names: Iterable[str], steps: _Steps, *, refresh: bool = False
-    ) -> dict[str, Package]:
-        return await apt.resolve(
-            tuple(names),
-            refresh=refresh,
-            on_update=lambda: steps.begin("reading the Debian mirror's package lists"),
-        )
+    async def prune(self) -> tuple[list[str], int]:
+        """Remove what earlier versions, of ours and of Debian's packages, booted and nobody uses.
 
-    async def _fetch(
-        self, apt: Apt, packages: Iterable[Package], what: str, steps: _Steps
-    ) -> dict[str, Path]:
-        return await apt.fetch(packages, lambda d, t: steps.bytes(f"downloading {what}", d, t))
+        What is not removed needs no network to be used, as before. Kubernetes' disks stay: what
+        they were made of may have no other copy.
 
-    async def _busybox(self, apt: Apt, steps: _Steps) -> Entry:
-        package = (await self._resolve(apt, _BUSYBOX, steps))["busybox-static"]
+        Returns:
+            The names of the entries that went, and the bytes that this freed.
+        """
+        keep = set()
+        for arch in BUILDABLE:
+            keep |= {f"{kind}-{key}" for kind, key in boot_parts.wanted(self._apt(arch)).items()}
+            if runtime := self.find_runtime(arch):
+                keep.add(runtime.parent.name)
+        names, freed = [], 0
+        for kind in _KINDS:
+            went, back = await self._cache.prune(kind, keep)
+            names += went
+            freed += back
+        return names, freed
 
-        async def build(target: Path) -> None:
-            files = await self._fetch(apt, [package], "busybox", steps)
-            await unpack(files.values(), target / "scratch")
-            (target / "scratch" / "bin" / "busybox").rename(target / "busybox")
-            await asyncio.to_thread(shutil.rmtree, target / "scratch")
+    def _apt(self, arch: str) -> Apt:
+        return Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)
 
-        return await self._ensure("busybox", {"package": package.identity}, build, steps)
+    def _workshop(self, progress: ProgressFn) -> Workshop:
+        return Workshop(self._cache, progress)
 
-    async def _kernel(self, apt: Apt, steps: _Steps) -> Entry:
-        packages = await self._resolve(apt, kernel.kernel_packages(apt.arch), steps)
-        image = kernel.kernel_image_package(packages, apt.arch)
-
-        async def build(target: Path) -> None:
-            own = self._apt(host_arch())
-            found = await self._resolve(own, kernel.DEPMOD_PACKAGES, steps)
-            files = await self._fetch(apt, [image], "the kernel", steps)
-            depmod = [found[name] for name in kernel.DEPMOD_PACKAGES]
-            tools = (await self._fetch(own, depmod, "depmod", steps)).values()
-            await kernel.build_kernel(files[image.name], [*tools], apt.arch, target, steps.begin)
-            await asyncio.to_thread(shutil.rmtree, target / "scratch")
-
-        inputs: Inputs = {
-            "package": image.identity,
-            "recipe": kernel.RECIPE,
-            "early": [*DISK_MODULES, *ROOT_MODULES, *NETWORK_MODULES, *LATE_MODULES],
-            "fs": kernel.MODULES_FS,
-        }
-        return await self._ensure("kernel", inputs, build, steps)
-
-    async def _initramfs(self, built: Entry, busybox: Entry, steps: _Steps) -> Entry:
-        async def build(target: Path) -> None:
-            steps.begin("making the initramfs")
-            data = await asyncio.to_thread(
-                build_initramfs,
-                busybox.file("busybox").read_bytes(),
-                kernel.read_early(built.path),
-                built.file("early"),
-                agent_fs=AGENT_FS,
-                modules_fs=kernel.MODULES_FS,
-            )
-            await asyncio.to_thread((target / "initramfs.cpio").write_bytes, data)
-
-        inputs: Inputs = {
-            "kernel": built.key,
-            "busybox": busybox.key,
-            "init": init_script().decode(),
-            "agent_fs": AGENT_FS,
-        }
-        return await self._ensure("initramfs", inputs, build, steps)
-
-    async def _python_packages(self, apt: Apt, steps: _Steps) -> list[Package]:
-        found = await self._resolve(apt, python_runtime.PACKAGES, steps)
-        return [found[name] for name in python_runtime.PACKAGES]
-
-    async def _python(self, apt: Apt, inputs: Inputs, steps: _Steps) -> Entry:
-        wanted = await self._python_packages(apt, steps)
-
-        async def build(target: Path) -> None:
-            files = await self._fetch(apt, wanted, "Python for the agent", steps)
-            await python_runtime.build_runtime(
-                list(files.values()),
-                agent_bundle.lock_file(),
-                apt.arch,
-                target,
-                interpreter=await self._interpreter(apt, steps),
-                step=steps.begin,
-            )
-
-        return await self._ensure("python", inputs, build, steps)
-
-    async def _interpreter(self, apt: Apt, steps: _Steps) -> Path | None:
-        """Give a Python that runs on this host, where that of ``apt`` does not."""
-        if apt.arch == host_arch():
-            return None
-        own = self._apt(host_arch())
-        return (await self._python(own, await self._python_inputs(own, steps), steps)).path
-
-    async def _python_inputs(self, apt: Apt, steps: _Steps) -> Inputs:
-        # Not the interpreter that compiles: all of one Python's versions write the same files.
-        return {
-            "packages": [p.identity for p in await self._python_packages(apt, steps)],
-            "lock": await asyncio.to_thread(agent_bundle.lock_file().read_text),
-            "recipe": python_runtime.RECIPE,
-        }
-
-    async def _agent(self, apt: Apt, busybox: Entry, steps: _Steps) -> Entry:
-        runtime_inputs = await self._python_inputs(apt, steps)
-
-        async def build(target: Path) -> None:
-            runtime = await self._python(apt, runtime_inputs, steps)
-            await agent_bundle.build_agent_disk(
-                runtime.path,
-                busybox.file("busybox"),
-                target,
-                interpreter=await self._interpreter(apt, steps),
-                step=steps.begin,
-            )
-
-        inputs: Inputs = {
-            "runtime": key_of(runtime_inputs),
-            "busybox": busybox.key,
-            "sources": await asyncio.to_thread(agent_bundle.sources_digest),
-            "recipe": agent_bundle.RECIPE,
-            "fs": AGENT_FS,
-        }
-        return await self._ensure("agent", inputs, build, steps)
-
-    async def _ensure(self, kind: str, inputs: Inputs, build: BuildFn, steps: _Steps) -> Entry:
-        def waiting() -> None:
-            steps.begin(f"waiting for another process that makes the {kind}")
-
-        return await self._cache.ensure(kind, inputs, build, on_wait=waiting)
+    def _parts(self, arch: str, progress: ProgressFn) -> BootParts:
+        return BootParts(self._apt(arch), self._apt(host_arch()), self._workshop(progress))
 
 
 def _require_buildable(arch: str) -> None:
@@ -446,16 +324,3 @@ def _runtime_inputs(resolved: Mapping[str, Package]) -> Inputs:
         "packages": [package.identity for package in wanted],
         "recipe": runtime_bundle.RECIPE,
     }
-
-
-class _Steps:
-    """Tells of steps in one place, so that their phrases look alike."""
-
-    def __init__(self, progress: ProgressFn) -> None:
-        self._progress = progress
-
-    def begin(self, phrase: str) -> None:
-        self._progress(phrase, 0, 0)
-
-    def bytes(self, phrase: str, done: int, total: int) -> None:
-        self._progress(phrase, done, total)

@@ -135,13 +135,14 @@ def rm(ctx: typer.Context, images: _Images) -> None:
 
 
 def prune(ctx: typer.Context, as_json: params.Json = False) -> None:
-    """Remove images that no new machine would get.
+    """Remove images and boot files that no new machine would get.
 
-    Those that a newer one has replaced, and that no machine or template rests on.
+    Images that a newer one has replaced, and that no machine or template rests on; kernels, agents
+    and container runtimes that only earlier versions booted, and that no machine runs with.
     """
     with session.connect(ctx) as client:
         pruned = client.prune_images()
-    print_pruned(pruned, as_json=as_json)
+    print_pruned(pruned, (*pruned.keys, *pruned.boot_files), as_json=as_json)
 
 
 def verify(ctx: typer.Context, images: _Images) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,16 +84,17 @@ def prune(ctx: typer.Context, as_json: params.Json = False) -> None:
     """
     with session.connect(ctx) as client:
         pruned = client.prune_templates()
-    print_pruned(pruned, as_json=as_json)
+    print_pruned(pruned, pruned.keys, as_json=as_json)
 
 
-def print_pruned(pruned: Pruned, *, as_json: bool) -> None:
-    """Print what was removed, of templates or of images."""
+def print_pruned(pruned: Pruned, names: Sequence[str], *, as_json: bool) -> None:
+    """Print what was removed; ``names`` are keys, some of them after a kind and a dash."""
     if as_json:
         print_json(pruned)
-    elif pruned.keys:
-        for key in pruned.keys:
-            print(f"removed {key[:KEY_DIGITS]}")
+    elif names:
+        for name in names:
+            kind, dash, key = name.rpartition("-")
+            print(f"removed {kind}{dash}{key[:KEY_DIGITS]}")
         print(f"freed {format_size(pruned.freed_bytes)}")
     else:
         print("nothing to remove")

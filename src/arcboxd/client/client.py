@@ -230,10 +230,10 @@ class Client:
         request = host_pb2.RemoveImageRequest(key=ref)
         return _call(self._host.RemoveImage, request, LONG_S).freed_bytes
 
-    def prune_images(self) -> views.Pruned:
-        """Remove the images that no new machine would get, and that nothing rests on."""
+    def prune_images(self) -> views.PrunedImages:
+        """Remove the images and boot files that no new machine would get, and nothing rests on."""
         answer = _call(self._host.PruneImages, host_pb2.PruneImagesRequest(), LONG_S)
-        return views.Pruned(tuple(answer.keys), answer.freed_bytes)
+        return views.PrunedImages(tuple(answer.keys), answer.freed_bytes, tuple(answer.boot_files))
 
     def verify_image(self, ref: str) -> tuple[str, ...]:
         """Name the files of an image that are not what was built; none: all is well."""

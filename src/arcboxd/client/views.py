@@ -193,6 +193,13 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True)
+class PrunedImages(Pruned):
+    """The images that were removed, with what only earlier versions booted from."""
+
+    boot_files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MachineUsage:
     """What a machine's process uses of the host; ``guest_used_bytes`` if the guest tells."""
 

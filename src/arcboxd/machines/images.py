@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arcboxd.domain.image import BaseImage, NewImage, ProgressFn
@@ -100,10 +101,19 @@ async def remove(ctx: Context, ref: str) -> int:
     return await ctx.images.remove(image)
 
 
-async def prune(ctx: Context) -> tuple[list[str], int]:
-    """Remove the images that no new machine would get, and that nothing rests on.
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed."""
 
-    Gives the keys, and the bytes that were freed.
+    keys: Sequence[str]
+    """Of images."""
+    boot_files: Sequence[str]
+    """Names in the cache."""
+    freed_bytes: int
+
+
+async def prune(ctx: Context) -> Pruned:
+    """Remove the images and boot files that no new machine would get, and that nothing rests on.
 
     Raises:
         StoreError: One cannot be removed.
@@ -117,7 +127,10 @@ async def prune(ctx: Context) -> tuple[list[str], int]:
             freed += await ctx.images.remove(image)
             keys.append(image.key)
             _log.info("removed the image %s of %s %s", image.key[:12], image.distro, image.version)
-    return keys, freed
+    boot_files, more = await ctx.assets.prune()
+    if boot_files:
+        _log.info("removed %s", ", ".join(boot_files))
+    return Pruned(keys, boot_files, freed + more)
 
 
 async def verify(ctx: Context, ref: str) -> list[str]:

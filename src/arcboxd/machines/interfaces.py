@@ -258,6 +258,10 @@ class Assets(Protocol):
         """Give a Kubernetes' disk if it is there."""
         ...
 
+    async def prune(self) -> tuple[Sequence[str], int]:
+        """Remove what only earlier versions booted; name it, and tell the bytes freed."""
+        ...
+
 
 class Images(Protocol):
     """Builds or fetches, once, what machines have as their root."""

@@ -236,8 +236,8 @@ class Machines:
         """Remove a base image, and give the bytes freed: `arcboxd.machines.images`."""
         return await images.remove(self.context, ref)
 
-    async def prune_images(self) -> tuple[Sequence[str], int]:
-        """Remove the base images that are of no more use: `arcboxd.machines.images`."""
+    async def prune_images(self) -> images.Pruned:
+        """Remove images and boot files that are of no more use: `arcboxd.machines.images`."""
         return await images.prune(self.context)
 
     async def verify_image(self, ref: str) -> Sequence[str]:

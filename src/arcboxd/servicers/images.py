@@ -62,8 +62,10 @@ class ImageCalls:
         request: host_pb2.PruneImagesRequest,  # noqa: ARG002
         context: Context[host_pb2.PruneImagesRequest, host_pb2.PruneImagesResponse],  # noqa: ARG002
     ) -> host_pb2.PruneImagesResponse:
-        keys, freed = await self._machines.prune_images()
-        return host_pb2.PruneImagesResponse(keys=keys, freed_bytes=freed)
+        pruned = await self._machines.prune_images()
+        return host_pb2.PruneImagesResponse(
+            keys=pruned.keys, freed_bytes=pruned.freed_bytes, boot_files=pruned.boot_files
+        )
 
     @unary
     async def VerifyImage(

@@ -59,6 +59,12 @@ async def test_built_once_and_then_without_any_program(
     out = subprocess.run([*python, "-I", "-S", "-c", _IMPORTS], capture_output=True, check=False)
     assert (out.stdout, out.stderr) == (b"all there\n", b"")
 
+    async def build(target: Path) -> None:
+        (target / "agent.img").touch()
+
+    old = await Cache(paths.assets).ensure("agent", {"of": "an earlier version"}, build)
+    assert (await AssetStore(paths).prune())[0] == [old.name]
+
     monkeypatch.setenv("PATH", "/nonexistent")
     steps.clear()
     assert await AssetStore(paths).ensure("x86_64", progress) == boot

@@ -70,7 +70,9 @@ class ImageHost:
     def PruneImages(
         self, request: host_pb2.PruneImagesRequest, context: Context
     ) -> host_pb2.PruneImagesResponse:
-        return host_pb2.PruneImagesResponse(keys=[KEYS[1]], freed_bytes=85 << 20)
+        return host_pb2.PruneImagesResponse(
+            keys=[KEYS[1]], freed_bytes=85 << 20, boot_files=["agent-" + "0123456789abcdef" * 2]
+        )
 
     def VerifyImage(
         self, request: host_pb2.VerifyImageRequest, context: Context

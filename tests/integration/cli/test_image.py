@@ -86,7 +86,10 @@ def test_rm_goes_on_after_one_that_is_in_use(arcbox: Arcbox, daemon: StubDaemon)
 
 def test_prune_tells_what_went(arcbox: Arcbox, daemon: StubDaemon) -> None:
     done = arcbox.run("image", "prune")
-    assert (done.returncode, done.stdout) == (0, b"removed fedcba987654\nfreed 85MiB\n")
+    said = b"removed fedcba987654\nremoved agent-0123456789ab\nfreed 85MiB\n"
+    assert (done.returncode, done.stdout) == (0, said)
+    fields = json.loads(arcbox.run("image", "prune", "--json").stdout)
+    assert set(fields) == {"keys", "boot_files", "freed_bytes"}
 
 
 def test_verify_fails_for_what_is_damaged(arcbox: Arcbox, daemon: StubDaemon) -> None:

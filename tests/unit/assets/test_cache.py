@@ -182,3 +182,33 @@ async def test_holes_are_kept_and_cost_nothing(tmp_path: Path) -> None:
     entry = await cache.ensure("disk", INPUTS, build)
     assert entry.file("disk").stat().st_blocks < 100
     assert cache.verify(entry) == []
+
+
+async def test_prune_takes_what_is_not_kept_and_not_in_use(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    async def build(target: Path) -> None:
+        (target / "data").write_bytes(b"x" * 100_000)
+
+    kept, named, opened, going, elsewhere, other = [
+        await cache.ensure(kind, {"n": n}, build)
+        for n, kind in enumerate(["thing"] * 5 + ["other"])
+    ]
+    os.link(elsewhere.file("data"), tmp_path / "second name")
+    argv = [sys.executable, "-c", "input()", f"file={named.file('data')},ro"]
+    with opened.file("data").open(), subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+        names, freed = await cache.prune("thing", {kept.name})
+        process.communicate(b"\n")
+    assert sorted(names) == sorted([going.name, elsewhere.name])
+    assert 100_000 <= freed < 200_000  # the other's data is there still, by its second name
+    assert {e.name for e in cache.entries("thing")} == {kept.name, named.name, opened.name}
+    assert [*cache.entries("other")] == [other]
+    assert not [*tmp_path.glob("*.partial")]
+
+
+async def test_prune_leaves_what_is_being_made_anew(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = await cache.ensure("thing", INPUTS, _build_hello)
+    with cache._try_lock(entry.name):
+        assert await cache.prune("thing", ()) == ([], 0)
+    assert (await cache.prune("thing", ()))[0] == [entry.name]

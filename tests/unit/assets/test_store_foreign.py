@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcboxd.assets import agent_bundle, kernel, python_runtime, store
+from arcboxd.assets import agent_bundle, boot_parts, kernel, python_runtime
 from arcboxd.assets.apt import Apt, Package
 from arcboxd.assets.initramfs import EarlyModules
 from arcboxd.assets.mirror import DEBIAN_ARCHES, Mirror
@@ -81,7 +81,7 @@ def builders(monkeypatch: pytest.MonkeyPatch) -> Builders:
             return await _bound(apt, *args, **more)  # type: ignore[operator]
 
         monkeypatch.setattr(Apt, name, call)
-    monkeypatch.setattr(store, "unpack", made.unpack)
+    monkeypatch.setattr(boot_parts, "unpack", made.unpack)
     monkeypatch.setattr(kernel, "build_kernel", made.build_kernel)
     monkeypatch.setattr(python_runtime, "build_runtime", made.build_runtime)
     monkeypatch.setattr(agent_bundle, "build_agent_disk", made.build_agent_disk)

@@ -1655,18 +1655,24 @@ class PruneImagesResponse(_message.Message):
 
     KEYS_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
+    BOOT_FILES_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def boot_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of kernels, agents and the like that only earlier versions booted"""
+
     def __init__(
         self,
         *,
         keys: _abc.Iterable[_builtins.str] | None = ...,
         freed_bytes: _builtins.int = ...,
+        boot_files: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "keys", b"keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_files", b"boot_files", "freed_bytes", b"freed_bytes", "keys", b"keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
