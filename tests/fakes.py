@@ -332,6 +332,7 @@ class FakeHypervisor:
             handle.signal(signal.SIGSTOP)
         if self._world.dies_at_start or (state and self._world.dies_at_restore):
             vm.die()
+            await handle.wait()
         return vm
 
     async def adopt(self, config: VmConfig, process: ProcessIdentity) -> FakeVm | None:

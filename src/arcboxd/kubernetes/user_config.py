@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import stat
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from arcboxd import durable
 from arcboxd.errors import PreconditionError
+from arcboxd.former import Former
 from arcboxd.kubernetes.kubeconfig import Credentials, check_place
 from arcboxd.kubernetes.user_document import Document
 
@@ -53,7 +53,7 @@ class UserConfig:
         """
         self._paths = paths
         self.path = next((path for path in paths if _exists(path)), paths[0])
-        self._memory = memory
+        self._former = Former(memory, self.path)
         self._lock_s = lock_s
 
     @classmethod
@@ -97,7 +97,7 @@ class UserConfig:
             document.put(context, server, found)
             if before != context:
                 # First: whatever happens next, the way back is known.
-                self._remember(self._former() | {context: before})
+                self._former.write(self._former.read() | {context: before})
                 document.select(context)
             self._write(document)
         return Switched(context, before or "")
@@ -114,7 +114,7 @@ class UserConfig:
         if not _exists(self.path):
             return Switched("", "")
         with self._held():
-            document, former = self._read(), self._former()
+            document, former = self._read(), self._former.read()
             before = document.selected
             wanted = former.get(context)
             if wanted and not self._known(wanted, document):
@@ -126,7 +126,7 @@ class UserConfig:
             if context in former:
                 del former[context]
                 # Others of ours may have come after this one.
-                self._remember({k: wanted if v == context else v for k, v in former.items()})
+                self._former.write({k: wanted if v == context else v for k, v in former.items()})
         return Switched(document.selected or "", before or "")
 
     def _known(self, context: str, document: Document) -> bool:
@@ -186,25 +186,6 @@ class UserConfig:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-    def _former(self) -> dict[str, str | None]:
-        mine = self._all().get(str(self.path))
-        if not isinstance(mine, dict):
-            return {}
-        return {k: v if isinstance(v, str) else None for k, v in mine.items()}
-
-    def _remember(self, former: Mapping[str, str | None]) -> None:
-        every = self._all() | {str(self.path): former}
-        with durable.storing(f"write {self._memory}"):
-            self._memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            durable.write(self._memory, json.dumps(every, indent=1).encode())
-
-    def _all(self) -> dict[str, object]:
-        try:
-            every = json.loads(self._memory.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return every if isinstance(every, dict) else {}
 
 
 def _exists(path: Path) -> bool:

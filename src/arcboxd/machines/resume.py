@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from types import TracebackType
+from functools import partial
 
 from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineState
@@ -74,7 +74,7 @@ async def go_on(ctx: Context, machine: Machine, operation: Operation) -> None:
 async def _load(ctx: Context, machine: Machine) -> tuple[Machine, Vm]:
     """Launch a process that waits, paused, where the memory was saved."""
     async with Undo() as undo:
-        undo.push_async_exit(_Failed(ctx, machine.id).record)
+        undo.push_failure(partial(_failed, ctx, machine.id))
         source = SavedPaths(ctx.paths.machine(machine.id).suspended)
         memory = await asyncio.to_thread(saved.read, source)
         _check(ctx, machine, memory)
@@ -146,23 +146,5 @@ def _detail(error: BaseException | None) -> str:
     return f"it was not resumed: {why}"
 
 
-class _Failed:
-    """Records why a machine stays suspended."""
-
-    def __init__(self, ctx: Context, machine_id: str) -> None:
-        self._ctx = ctx
-        self._machine_id = machine_id
-
-    async def record(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        detail = _detail(error)
-        if self._ctx.registry.get(self._machine_id).state is MachineState.STARTING:
-            await self._ctx.registry.move(
-                self._machine_id, MachineState.SUSPENDED, process=None, detail=detail
-            )
-        else:
-            await self._ctx.registry.change(self._machine_id, detail=detail)
+async def _failed(ctx: Context, machine_id: str, error: BaseException | None) -> None:
+    await start.not_started(ctx, machine_id, MachineState.SUSPENDED, _detail(error))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from types import TracebackType
+from functools import partial
 from typing import Unpack
 
 from arcboxd import aio
@@ -82,7 +82,7 @@ async def start(ctx: Context, ref: str) -> None:
 
 async def _boot(ctx: Context, machine: Machine) -> None:
     async with Undo() as undo:
-        undo.push_async_exit(_Failed(ctx, machine.id).record)
+        undo.push_failure(partial(_failed, ctx, machine.id))
         machine = await ctx.registry.move(machine.id, MachineState.STARTING, detail="")
         config = await vm_config(ctx, machine)
         choice = await template.choose(ctx, machine, config)
@@ -342,26 +342,19 @@ def _ending(ctx: Context, machine_id: str) -> str:
     )
 
 
-class _Failed:
-    """Records why a start failed."""
+async def not_started(ctx: Context, machine_id: str, state: MachineState, detail: str) -> None:
+    """Record that a machine is in this state again, or still, and why."""
+    if ctx.registry.get(machine_id).state is MachineState.STARTING:
+        await ctx.registry.move(machine_id, state, process=None, detail=detail)
+    else:
+        await ctx.registry.change(machine_id, detail=detail)
 
-    def __init__(self, ctx: Context, machine_id: str) -> None:
-        self._ctx = ctx
-        self._machine_id = machine_id
 
-    async def record(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, ArcboxError):
-            detail = error.message
-        elif isinstance(error, asyncio.CancelledError):
-            detail = "its last start was cancelled"
-        else:
-            detail = "its last start failed; the daemon's log says why"
-        if self._ctx.registry.get(self._machine_id).state is MachineState.STARTING:
-            await self._ctx.registry.move(
-                self._machine_id, MachineState.STOPPED, process=None, detail=detail
-            )
+async def _failed(ctx: Context, machine_id: str, error: BaseException | None) -> None:
+    if isinstance(error, ArcboxError):
+        detail = error.message
+    elif isinstance(error, asyncio.CancelledError):
+        detail = "its last start was cancelled"
+    else:
+        detail = "its last start failed; the daemon's log says why"
+    await not_started(ctx, machine_id, MachineState.STOPPED, detail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import TracebackType
+from functools import partial
 
 from arcboxd.aio import complete
 from arcboxd.domain.machine import Machine, MachineState
@@ -59,7 +59,7 @@ async def _suspend(ctx: Context, machine: Machine, running: Running) -> int:
     async with Undo() as undo:
         undo.push_async_callback(shares.restore, ctx, machine, running)
         await shares.withdraw(ctx, machine, running)
-        undo.push_async_exit(_Failed(ctx, machine, running).go_on)
+        undo.push_failure(partial(_go_on, ctx, machine, running))
         await ctx.registry.move(machine.id, MachineState.SUSPENDING, detail="")
         # So that the memory has no session in it that nobody will answer.
         await running.agent.close()
@@ -80,34 +80,23 @@ async def _end(ctx: Context, machine: Machine, running: Running, undo: Undo) -> 
     await ctx.registry.move(machine.id, MachineState.SUSPENDED, process=None)
 
 
-class _Failed:
-    """Lets a machine go on that was not suspended after all."""
-
-    def __init__(self, ctx: Context, machine: Machine, running: Running) -> None:
-        self._ctx = ctx
-        self._machine = machine
-        self._running = running
-
-    async def go_on(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        detail = ""
-        if not isinstance(error, asyncio.CancelledError):
-            detail = f"it was not suspended: {error}"
-        ctx, machine, running = self._ctx, self._machine, self._running
-        try:
-            await asyncio.to_thread(saved.discard, ctx.paths.machine(machine.id))
-            await running.vm.resume()
-        except ArcboxError as trouble:
-            # If its process is gone, the watcher will say so.
-            _log.error("machine %s does not go on: %s", machine.spec.name, trouble)
-            detail = f"it was not suspended, and does not go on: {trouble.message}"
-        if ctx.registry.get(machine.id).state is MachineState.SUSPENDING:
-            await ctx.registry.move(machine.id, MachineState.RUNNING, detail=detail)
-        await _reconnect(ctx, machine, running)
+async def _go_on(
+    ctx: Context, machine: Machine, running: Running, error: BaseException | None
+) -> None:
+    """Let a machine go on that was not suspended after all."""
+    detail = ""
+    if not isinstance(error, asyncio.CancelledError):
+        detail = f"it was not suspended: {error}"
+    try:
+        await asyncio.to_thread(saved.discard, ctx.paths.machine(machine.id))
+        await running.vm.resume()
+    except ArcboxError as trouble:
+        # If its process is gone, the watcher will say so.
+        _log.error("machine %s does not go on: %s", machine.spec.name, trouble)
+        detail = f"it was not suspended, and does not go on: {trouble.message}"
+    if ctx.registry.get(machine.id).state is MachineState.SUSPENDING:
+        await ctx.registry.move(machine.id, MachineState.RUNNING, detail=detail)
+    await _reconnect(ctx, machine, running)
 
 
 async def _reconnect(ctx: Context, machine: Machine, running: Running) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
 
@@ -23,6 +23,18 @@ async def together(*works: Coroutine[object, object, None]) -> None:
 
 class Undo(AsyncExitStack):
     """An exit stack whose way back is walked to its end, however often the caller is cancelled."""
+
+    def push_failure(self, tell: Callable[[BaseException | None], Awaitable[None]]) -> None:
+        """Await this with what went wrong, on the way back."""
+
+        async def leave(
+            _kind: type[BaseException] | None,
+            error: BaseException | None,
+            _trace: TracebackType | None,
+        ) -> None:
+            await tell(error)
+
+        self.push_async_exit(leave)
 
     async def __aexit__(
         self,

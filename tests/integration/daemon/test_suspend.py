@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -37,6 +38,13 @@ def alive(world: World) -> list[int]:
             os.kill(pid, 0)
             found.append(pid)
     return found
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and return once it is gone; whoever holds it may reap it."""
+    os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def halted(pid: int) -> bool:
@@ -484,8 +492,8 @@ async def test_every_window(
         await world.vms["dev"].pause()
     (pid,) = alive(world)
     if not lives:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)  # noqa: ASYNC222
+        kill(pid)
+        os.waitpid(pid, 0)
     await _record(paths, state, process=state not in {SUSPENDED, STOPPED})
     restored = len(world.restored)
     async with AsyncExitStack() as stack:
@@ -547,7 +555,7 @@ async def test_a_suspend_that_was_killed(
     if point == "detach":
         lives = False  # by then it was killed
     elif not lives:
-        os.kill(pid, 9)
+        kill(pid)
     async with reopened(running.context.paths, world, directory / "after") as machines:
         assert machines.inspect("dev").state is (RUNNING if lives else after)
         kept = not lives and after is SUSPENDED
@@ -583,7 +591,7 @@ async def test_a_resume_that_was_killed(
         await crash.reached.wait()
     (pid,) = alive(world)
     if not lives:
-        os.kill(pid, 9)
+        kill(pid)
     async with reopened(running.context.paths, world, directory / "after") as machines:
         if point == "recorded":
             # The guest has not gone on, so nothing is lost, and the process is ended.
