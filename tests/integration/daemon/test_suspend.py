@@ -492,8 +492,8 @@ async def test_every_window(
         await world.vms["dev"].pause()
     (pid,) = alive(world)
     if not lives:
-        kill(pid)
-        os.waitpid(pid, 0)
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)  # noqa: ASYNC222
     await _record(paths, state, process=state not in {SUSPENDED, STOPPED})
     restored = len(world.restored)
     async with AsyncExitStack() as stack:
