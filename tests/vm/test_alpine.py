@@ -112,6 +112,7 @@ def test_there_is_no_ssh_and_it_says_so(host: Host, alpine_machine: str) -> None
 
 def test_a_reboot_from_inside_comes_back(host: Host, alpine_machine: str) -> None:
     host.arcbox("start", alpine_machine)
+    wait_for_init(host, alpine_machine)  # the initramfs would not listen
     reboot(host, alpine_machine, "reboot")
     assert host.sh(alpine_machine, "hostname") == f"{alpine_machine}\n"
     wait_for_init(host, alpine_machine)

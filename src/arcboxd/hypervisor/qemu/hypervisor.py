@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _LOG_TAIL_BYTES = 2000
 _LOAD_TIMEOUT_S = 120.0
 _BACKGROUND_NICE = 15
+_ENDING_S = 1.0
 
 
 class QemuHypervisor:
@@ -171,6 +172,9 @@ class QemuHypervisor:
         exit_ = asyncio.ensure_future(process.wait())
         try:
             await asyncio.wait({connect, exit_}, return_when=asyncio.FIRST_COMPLETED)
+            if connect.done() and connect.exception() is not None:
+                # A process that ends closes its sockets first, and has said why.
+                await asyncio.wait({exit_}, timeout=_ENDING_S)
             if exit_.done():
                 raise HypervisorError(
                     f"QEMU of machine {config.name!r} ended at once: {_tail(config.paths.qemu_log)}"
