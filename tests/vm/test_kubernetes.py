@@ -26,7 +26,7 @@ from tests.vm.kubernetes_client import (
     node_port,
     pin_bundle,
 )
-from tests.vm.test_machine import until
+from tests.vm.waiting import until
 
 pytestmark = pytest.mark.skipif(not BUNDLE.exists(), reason=f"there is no {BUNDLE}")
 

@@ -23,18 +23,10 @@ from arcboxd.hypervisor.qemu.stale_code import may_hold
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc, machine_pb2
 from tests.vm.conftest import MIB, Host, qemu_pids
+from tests.vm.waiting import reboot, until
 
 ROOT = Path(__file__).parents[2]
 FREED = re.compile(r"processors \[.*\] of \S+: (\d+) places translated anew")
-
-
-def until(condition: object, timeout_s: float, what: str, *, every_s: float = 0.2) -> None:
-    """Poll for something that has no event to wait for."""
-    assert callable(condition)
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-        time.sleep(every_s)
 
 
 def test_a_created_machine_is_stopped_and_takes_almost_no_room(
@@ -265,21 +257,10 @@ def zombie(pid: int) -> bool:
 
 
 def test_a_reboot_from_inside_comes_back(host: Host, machine_ready: str) -> None:
-    before = host.sh(machine_ready, "cat /proc/sys/kernel/random/boot_id")
-    identity = host.sh(machine_ready, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub")
-    host.exec(machine_ready, "systemctl", "--no-block", "reboot")
-
-    def back() -> bool:
-        try:
-            return host.sh(machine_ready, "cat /proc/sys/kernel/random/boot_id") != before
-        except (grpc.RpcError, AssertionError):
-            return False
-
-    until(back, 300, "the machine answers with a new boot id")
-    assert (
-        host.sh(machine_ready, "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub") == identity
-    )
-    assert host.state(machine_ready) == "running"
+    files = "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub"
+    identity = host.sh(machine_ready, files)
+    reboot(host, machine_ready, "systemctl", "--no-block", "reboot")
+    assert host.sh(machine_ready, files) == identity
 
 
 def freed(host: Host) -> list[int]:

@@ -20,8 +20,8 @@ import pytest
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2
 from tests.vm.conftest import MIB, Host
-from tests.vm.test_machine import until
 from tests.vm.test_suspend import kill_daemon
+from tests.vm.waiting import reboot, until
 
 FULL = bool(os.environ.get("ARCBOX_TEST_FULL"))
 SMALL_FILES = 10_000 if FULL else 500
@@ -499,19 +499,11 @@ def test_another_daemon_knows_them(shared: Shared) -> None:
 
 def test_they_come_back_with_the_guest(shared: Shared) -> None:
     shared.host.machines.SSHInfo(machine_pb2.SSHInfoRequest(id="dev"), timeout=600)
-    before = shared.sh("cat /proc/sys/kernel/random/boot_id")
-    shared.host.exec("dev", "systemctl", "--no-block", "reboot")
-
-    def back() -> bool:
-        try:
-            return (
-                shared.sh("cat /proc/sys/kernel/random/boot_id from-host")
-                != before + "to the guest\n"
-            )
-        except (grpc.RpcError, AssertionError):
-            return False
-
-    until(back, 300, "the machine has its mounts with a new boot id")
+    reboot(shared.host, "dev", "systemctl", "--no-block", "reboot")
+    shown = ("cat", "/mnt/rw/from-host")
+    until(
+        lambda: shared.host.exec("dev", *shown)[1] == b"to the guest\n", 60, "its mounts are back"
+    )
     assert shared.host.sh("dev", "cat '/mnt/read, only/kept'") == "kept\n"
 
 

@@ -13,7 +13,7 @@ import pytest
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2
 from tests.vm.conftest import Host
-from tests.vm.test_machine import until
+from tests.vm.waiting import until
 
 BUSYBOX = "/run/arcbox/bundle/bin/busybox"
 UDP_ECHO = (

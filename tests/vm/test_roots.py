@@ -11,7 +11,6 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 from arcboxd.assets.apt import Apt
@@ -24,7 +23,7 @@ from tests.integration.imports.makers import mbr
 from tests.vm import alpine
 from tests.vm.conftest import MIB, Host, qemu_pids
 from tests.vm.docker_client import root_tar
-from tests.vm.test_machine import until
+from tests.vm.waiting import reboot, until
 
 FULL = bool(os.environ.get("ARCBOX_TEST_FULL"))
 SECTOR = 512
@@ -35,27 +34,6 @@ UUID=5f2c8a2b-93a5-4a3c-8f6d-0a3c7c1b9f10 none swap sw 0 0
 tmpfs /srv tmpfs size=1M 0 0
 """
 """As a cloud image has it, of whose partitions only the root becomes a machine's."""
-
-
-def reboot(host: Host, name: str, *command: str) -> None:
-    """Reboot a guest from inside, and wait until its agent answers again."""
-    before = host.sh(name, "cat /proc/sys/kernel/random/boot_id")
-
-    def taken() -> bool:
-        try:
-            return host.exec(name, *command)[0] == 0
-        except grpc.RpcError:
-            return True
-
-    def back() -> bool:
-        try:
-            return host.sh(name, "cat /proc/sys/kernel/random/boot_id") != before
-        except (grpc.RpcError, AssertionError):
-            return False
-
-    until(taken, 120, "its init takes the order")
-    until(back, 300, "the machine answers with a new boot id")
-    assert host.state(name) == "running"
 
 
 def pulled(host: Host, version: str) -> Path:

@@ -16,7 +16,8 @@ import pytest
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2
 from tests.vm.conftest import MIB, Host, qemu_pids
-from tests.vm.test_machine import until, zombie
+from tests.vm.test_machine import zombie
+from tests.vm.waiting import reboot, until
 
 ROUNDS = int(os.environ.get("ARCBOX_TEST_ROUNDS", "3"))
 COUNTER = (
@@ -217,16 +218,7 @@ def test_a_resumed_machine_reboots(host: Host, counting: str) -> None:
     host.machines.SSHInfo(machine_pb2.SSHInfoRequest(id=counting), timeout=600)  # init is ready
     suspend(host, counting)
     resume(host, counting)
-    before = host.sh(counting, "cat /proc/sys/kernel/random/boot_id")
-    host.exec(counting, "systemctl", "--no-block", "reboot")
-
-    def back() -> bool:
-        try:
-            return host.sh(counting, "cat /proc/sys/kernel/random/boot_id") != before
-        except (grpc.RpcError, AssertionError):
-            return False
-
-    until(back, 300, "the machine answers with a new boot id")
+    reboot(host, counting, "systemctl", "--no-block", "reboot")
     counted(host, counting)
 
 

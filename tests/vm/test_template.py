@@ -17,7 +17,7 @@ import pytest
 from arcboxd.wire.pb.arcbox.ext.v1 import host_pb2
 from arcboxd.wire.pb.arcbox.v1 import machine_pb2
 from tests.vm.conftest import ARCBOX, MIB, Host, qemu_pids
-from tests.vm.test_machine import until
+from tests.vm.waiting import until
 
 GIB = 1 << 30
 SHAPE = ("--memory", "1GiB", "--cpus", "2", "--disk", "8GiB")
