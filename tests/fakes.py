@@ -417,6 +417,10 @@ class FakeAgent:
         self._check()
         return self._world.sshd
 
+    async def wait_booted(self, timeout_s: float) -> list[str]:
+        self._check()
+        return ["cups.service"]
+
     async def watch(self) -> AsyncGenerator[GuestEvent, None]:
         self._check()
         async with aclosing(self._world.guests[self._name].watch()) as events:

@@ -69,6 +69,16 @@ class GuestService:
         await wait_for_port(request.port, request.timeout_millis / 1000)
         return guest_pb2.WaitForPortResponse()
 
+    async def WaitBooted(
+        self, request: guest_pb2.WaitBootedRequest
+    ) -> guest_pb2.WaitBootedResponse:
+        """Wait for init, and for what a clone has held back."""
+        from arcbox_agent.booted import wait_booted
+
+        self._clone.begin()
+        failed = await wait_booted(self._cgroups, request.timeout_millis / 1000)
+        return guest_pb2.WaitBootedResponse(failed=failed)
+
     async def Watch(
         self, stream: MessageStream[guest_pb2.WatchGuestRequest, guest_pb2.GuestEvent]
     ) -> None:

@@ -47,6 +47,7 @@ Type=oneshot
 TimeoutStartSec=infinity
 ExecStart=/bin/sh -c 'read -r line <{fifo}'
 """
+_HELD = {_UNIT, _JOURNAL, *_SERVERS}
 _DROP_IN = "arcbox-clone.conf"  # a name that no drop-in in /etc may have: it would win
 _DROP_IN_TEXT = f"[Unit]\nAfter={_UNIT}\n"
 _EARLY_LEVELS = ("", "sysinit", "boot")
@@ -62,6 +63,9 @@ class Init(Protocol):
 
     async def pending(self) -> list[str]:
         """Name what it is still starting."""
+
+    async def failed(self) -> list[str]:
+        """Name the services that were to start, and did not."""
 
     async def hold(self, fifo: str) -> list[str]:
         """Stop what must begin anew in each clone, to start once a line is written to `fifo`.
@@ -121,17 +125,24 @@ class Systemd:
         self._folder = folder
 
     async def wait_booted(self) -> None:
-        """Wait for `running`, or for `degraded`, if a unit failed."""
+        """Wait for `running`, or for `degraded`, if a unit failed, and for what a clone begins."""
         while True:
             # It answers at once while process 1 cannot be asked yet.
             _, state = await run("systemctl", "is-system-running", "--wait", cgroups=self._cgroups)
             if state.strip() in _BOOTED:
-                return
+                break
+            await asyncio.sleep(_POLL_S)
+        while not _HELD.isdisjoint(unit for unit, _, _ in await self._jobs()):
             await asyncio.sleep(_POLL_S)
 
     async def pending(self) -> list[str]:
         """Name the jobs."""
         return [f"{unit} ({kind}, {state})" for unit, kind, state in await self._jobs()]
+
+    async def failed(self) -> list[str]:
+        """Name the units in that state."""
+        options = ("--failed", "--no-legend", "--plain", "--full")
+        return parse_failed(await self._systemctl("list-units", *options))
 
     async def hold(self, fifo: str) -> list[str]:
         """Hold the journal, timers and an SSH server that runs.
@@ -192,6 +203,11 @@ def parse_jobs(text: str) -> list[tuple[str, str, str]]:
     return [(line[1], line[2], line[3]) for line in lines if len(line) == 4 and line[0].isdigit()]  # noqa: PLR2004  the columns
 
 
+def parse_failed(text: str) -> list[str]:
+    """Parse `systemctl list-units` into the units' names."""
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
 def parse_active(text: str) -> list[str]:
     """Parse `systemctl show` into the names of units that run, each once.
 
@@ -228,8 +244,15 @@ class OpenRc:
 
     async def pending(self) -> list[str]:
         """Name the services that are being started."""
+        return self._services("starting")
+
+    async def failed(self) -> list[str]:
+        """Name the services whose start failed."""
+        return self._services("failed")
+
+    def _services(self, state: str) -> list[str]:
         try:
-            return sorted(os.listdir(f"{self._folder}/starting"))
+            return sorted(os.listdir(f"{self._folder}/{state}"))
         except OSError:
             return []
 

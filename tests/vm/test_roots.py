@@ -127,15 +127,10 @@ def no_init(host: Host, bare: str) -> Iterator[str]:
     host.arcbox("rm", "-f", "n")
 
 
-def wait_for_supervise(host: Host, name: str) -> None:
-    """Wait for the process 1 of images without an init, which the initramfs starts last."""
-    process_1 = "cat /proc/1/comm"
-    until(lambda: host.sh(name, process_1) == "supervise\n", 60, "process 1 is ours")
-
-
 def test_without_an_init_process_1_is_ours(host: Host, no_init: str) -> None:
     assert host.sh(no_init, "hostname").split() == [no_init]
-    wait_for_supervise(host, no_init)
+    host.arcbox("start", "--wait", no_init)  # it runs; the initramfs starts that last
+    assert host.sh(no_init, "cat /proc/1/comm") == "supervise\n"
     mounts = host.sh(no_init, "cat /proc/mounts")
     for place in ("/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/run"):
         assert f" {place} " in mounts, place
@@ -172,7 +167,7 @@ def test_without_an_init_a_stop_is_orderly(host: Host, no_init: str) -> None:
 
 
 def test_without_an_init_the_guest_can_switch_itself_off(host: Host, no_init: str) -> None:
-    wait_for_supervise(host, no_init)  # what is process 1 before that does not listen
+    host.arcbox("start", "--wait", no_init)  # the initramfs would not listen
     host.exec(no_init, "busybox", "poweroff")
     until(lambda: host.state(no_init) == "stopped", 60, "it is off")
     assert not qemu_pids(host.home)

@@ -186,7 +186,9 @@ def test_later_it_boots_as_any_other(host: Host, clones: dict[str, Clone]) -> No
 
 def test_a_clone_has_its_mounts(host: Host, template: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("of the host\n")
-    host.arcbox("create", "shared", *SHAPE, "--mount", f"{tmp_path}:/src/f", "--start")
+    host.arcbox("create", "shared", *SHAPE, "--mount", f"{tmp_path}:/src/f", "--wait")
+    # What it had held back, too.
+    assert host.sh("shared", "systemctl is-active ssh systemd-journald").split() == ["active"] * 2
     assert host.described("shared").boot == "template"
     assert host.sh("shared", "cat /src/f/f; touch /src/f/g") == "of the host\n"
     assert (tmp_path / "g").exists()

@@ -12,6 +12,7 @@ import typer
 
 from arcboxd.cli import params, session, shape
 from arcboxd.cli.output import print_json
+from arcboxd.cli.start import warn_of_failed
 from arcboxd.cli.usage import CliUsageError
 
 _KEY_LIMIT_BYTES = 64 << 10
@@ -36,6 +37,9 @@ def create(
     kernel: Annotated[str, typer.Option(metavar="PATH", help="A kernel instead of ours.")] = "",
     cmdline: Annotated[str, typer.Option(help="Appended to the kernel's command line.")] = "",
     start: Annotated[bool, typer.Option("--start", help="Start it as well.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Start it, and wait until its init has started all.")
+    ] = False,
     quiet: params.Quiet = False,
     as_json: params.Json = False,
 ) -> None:
@@ -62,9 +66,11 @@ def create(
         else:
             print(machine_id)
         sys.stdout.flush()
-        if start:
+        if start or wait:
             with shown(client, name, quiet=quiet):
                 client.start(machine_id)
+                failed = client.wait_booted(machine_id) if wait else ()
+            warn_of_failed(name, failed)
 
 
 def parse_mount(text: str) -> tuple[str, str, bool]:

@@ -33,4 +33,7 @@ Machines = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Return only once init has started all it starts at boot.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

@@ -91,6 +91,11 @@ class Client:
         """Start a machine, or resume a suspended one; returns once its agent answers."""
         _call(self._machine.Start, machine_pb2.StartMachineRequest(id=ref), LONG_S)
 
+    def wait_booted(self, ref: str) -> tuple[str, ...]:
+        """Wait until a machine's init has started all; name the services that failed."""
+        request = host_pb2.MachineWaitBootedRequest(id=ref)
+        return tuple(_call(self._host.WaitBooted, request, LONG_S).failed)
+
     def stop(self, ref: str, *, force: bool = False) -> None:
         """Stop a machine: gracefully if its guest agrees, at once with ``force``."""
         _call(self._machine.Stop, machine_pb2.StopMachineRequest(id=ref, force=force), LONG_S)

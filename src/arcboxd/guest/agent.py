@@ -23,7 +23,6 @@ from arcboxd.domain.guest import (
     SystemInfo,
 )
 from arcboxd.domain.ports import GuestEvent
-from arcboxd.domain.runtime import RuntimeAnswer, RuntimeStatus
 from arcboxd.errors import (
     AgentUnreachableError,
     ArcboxError,
@@ -31,11 +30,13 @@ from arcboxd.errors import (
     LinkError,
     TooLateError,
 )
+from arcboxd.guest.calls import AGENT, GUEST
 from arcboxd.guest.kubernetes import KubernetesCalls
 from arcboxd.guest.link import AgentLink
+from arcboxd.guest.runtime import RuntimeCalls
 from arcboxd.link.call import HELLO, WARM_UP, Call, RemoteError
 from arcboxd.link.stream import Stream
-from arcboxd.wire import convert, ports, runtime, status
+from arcboxd.wire import convert, ports, status
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2, common_pb2
 
@@ -55,12 +56,12 @@ _MOUNT_S = 65.0
 """The guest itself gives up after 60; while it boots, it has no modules for a while."""
 _ENTROPY_BYTES = 64
 _MAX_WARNINGS = 16
+_NAMING_S = 15.0
+_MAX_NAMES = 64
+_MAX_NAME = 256
 
-_AGENT = "/arcbox.v1.AgentService/"
-_GUEST = "/arcbox.ext.v1.GuestService/"
 
-
-class LinkedAgent(KubernetesCalls):
+class LinkedAgent(KubernetesCalls, RuntimeCalls):
     """Implements `arcboxd.machines.interfaces.GuestAgent`."""
 
     def __init__(
@@ -130,7 +131,7 @@ class LinkedAgent(KubernetesCalls):
         """Read what the guest says of itself."""
         await self._session()
         request = common_pb2.Empty()
-        answer = await self._call(_AGENT + "GetSystemInfo", request, agent_pb2.SystemInfo)
+        answer = await self._call(AGENT + "GetSystemInfo", request, agent_pb2.SystemInfo)
         return convert.system_info(answer)
 
     async def exec(
@@ -140,7 +141,7 @@ class LinkedAgent(KubernetesCalls):
         await self._session()
         feeder: asyncio.Task[None] | None = None
         try:
-            call = self._link.call(_GUEST + "Exec")
+            call = self._link.call(GUEST + "Exec")
             try:
                 start = guest_pb2.ExecInput(start=convert.exec_start(spec))
                 await call.send(start.SerializeToString())
@@ -167,7 +168,7 @@ class LinkedAgent(KubernetesCalls):
         request = guest_pb2.WaitForPortRequest(port=port, timeout_millis=int(timeout_s * 1000))
         try:
             await self._call(
-                _GUEST + "WaitForPort",
+                GUEST + "WaitForPort",
                 request,
                 guest_pb2.WaitForPortResponse,
                 timeout_s=timeout_s + self._call_s,
@@ -178,6 +179,18 @@ class LinkedAgent(KubernetesCalls):
             raise
         return True
 
+    async def wait_booted(self, timeout_s: float) -> Sequence[str]:
+        """Wait until init has started all; name the services that it could not start."""
+        await self._session()
+        response = await self._call(
+            GUEST + "WaitBooted",
+            guest_pb2.WaitBootedRequest(timeout_millis=int(timeout_s * 1000)),
+            guest_pb2.WaitBootedResponse,
+            # Naming what init is still at takes it a while more.
+            timeout_s=timeout_s + _NAMING_S + self._call_s,
+        )
+        return [name[:_MAX_NAME] for name in response.failed[:_MAX_NAMES]]
+
     async def open_stream(self, target: str) -> Stream:
         """Open a stream to a socket of the guest's."""
         try:
@@ -186,30 +199,11 @@ class LinkedAgent(KubernetesCalls):
         except TimeoutError as error:
             raise LinkError(f"no answer to a stream to {target!r} in {self._call_s:g} s") from error
 
-    async def ensure_runtime(self, *, start_if_needed: bool, timeout_s: float) -> RuntimeAnswer:
-        """Have the container runtime ready, or only look."""
-        await self._session()
-        response = await self._call(
-            _AGENT + "EnsureRuntime",
-            agent_pb2.RuntimeEnsureRequest(start_if_needed=start_if_needed),
-            agent_pb2.RuntimeEnsureResponse,
-            timeout_s=timeout_s,
-        )
-        return runtime.answer(response)
-
-    async def runtime_status(self) -> RuntimeStatus:
-        """Tell how the container runtime is."""
-        await self._session()
-        request = agent_pb2.RuntimeStatusRequest()
-        return runtime.status(
-            await self._call(_AGENT + "GetRuntimeStatus", request, agent_pb2.RuntimeStatusResponse)
-        )
-
     async def watch(self) -> AsyncGenerator[GuestEvent, None]:
         """Give what the guest tells, for as long as the session lasts."""
         await self._session()
         try:
-            call = self._link.call(_GUEST + "Watch")
+            call = self._link.call(GUEST + "Watch")
             try:
                 await call.send(guest_pb2.WatchGuestRequest().SerializeToString())
                 call.stream.finish()
@@ -227,7 +221,7 @@ class LinkedAgent(KubernetesCalls):
         await self._session()
         request = agent_pb2.MmapReadFileRequest(path=path, offset=offset, length=length)
         answer = await self._call(
-            _GUEST + "MmapReadFile", request, agent_pb2.MmapReadFileResponse, timeout_s=_MMAP_S
+            GUEST + "MmapReadFile", request, agent_pb2.MmapReadFileResponse, timeout_s=_MMAP_S
         )
         return answer.data[:length]
 
@@ -235,7 +229,7 @@ class LinkedAgent(KubernetesCalls):
         """Bring the system to rest, and take from it what no two machines may share."""
         await self._session()
         response = await self._call(
-            _GUEST + "Settle",
+            GUEST + "Settle",
             guest_pb2.SettleRequest(timeout_millis=int(timeout_s * 1000)),
             guest_pb2.SettleResponse,
             timeout_s=timeout_s + self._call_s,
@@ -250,7 +244,7 @@ class LinkedAgent(KubernetesCalls):
     async def begin(self) -> None:
         """Let a clone begin what it has held back."""
         await self._session()
-        await self._call(_GUEST + "Begin", guest_pb2.BeginRequest(), guest_pb2.BeginResponse)
+        await self._call(GUEST + "Begin", guest_pb2.BeginRequest(), guest_pb2.BeginResponse)
 
     async def mount(self, tag: str, filesystem: str, path: str, *, readonly: bool) -> None:
         """Mount a share that is plugged in, once the guest has found it."""
@@ -258,14 +252,14 @@ class LinkedAgent(KubernetesCalls):
         request = guest_pb2.MountRequest(
             tag=tag, filesystem=filesystem, path=path, readonly=readonly
         )
-        await self._call(_GUEST + "Mount", request, guest_pb2.MountResponse, timeout_s=_MOUNT_S)
+        await self._call(GUEST + "Mount", request, guest_pb2.MountResponse, timeout_s=_MOUNT_S)
 
     async def unmount(self, path: str) -> None:
         """Unmount a share, which may have to write first what it holds back."""
         await self._session()
         request = guest_pb2.UnmountRequest(path=path)
         response = guest_pb2.UnmountResponse
-        await self._call(_GUEST + "Unmount", request, response, timeout_s=_MOUNT_S)
+        await self._call(GUEST + "Unmount", request, response, timeout_s=_MOUNT_S)
 
     def on_session(self, call: Callable[[], None]) -> None:
         """Have a function called at each further session, once the agent has its identity."""
@@ -275,7 +269,7 @@ class LinkedAgent(KubernetesCalls):
         """Ask for an orderly shutdown, which goes on after the answer."""
         await self._session()
         request = agent_pb2.ShutdownRequest(timeout_seconds=grace_s)
-        await self._call(_AGENT + "Shutdown", request, agent_pb2.ShutdownResponse)
+        await self._call(AGENT + "Shutdown", request, agent_pb2.ShutdownResponse)
 
     async def sync_clock(self) -> None:
         """Set the guest's clock, which stood still while the machine was halted."""
@@ -354,7 +348,7 @@ class LinkedAgent(KubernetesCalls):
             )
             try:
                 response = await self._call(
-                    _GUEST + "Configure",
+                    GUEST + "Configure",
                     request,
                     guest_pb2.ConfigureResponse,
                     timeout_s=_CONFIGURE_S * self._scale,

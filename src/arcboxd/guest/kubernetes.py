@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import TypeVar
-
-from google.protobuf.message import Message
-
 from arcboxd.domain.kubernetes import KubernetesStatus, KubernetesStopped
+from arcboxd.guest.calls import AGENT, GUEST, AgentCalls
 from arcboxd.wire import kubernetes
 from arcboxd.wire.pb.arcbox.ext.v1 import guest_pb2
 from arcboxd.wire.pb.arcbox.v1 import agent_pb2
 
-_M = TypeVar("_M", bound=Message)
-_AGENT = "/arcbox.v1.AgentService/"
-_GUEST = "/arcbox.ext.v1.GuestService/"
 
-
-class KubernetesCalls:
+class KubernetesCalls(AgentCalls):
     """A part of `arcboxd.guest.agent.LinkedAgent`."""
 
     async def start_kubernetes(self, timeout_s: float) -> KubernetesStatus:
         """Start the cluster, and answer in time with how it is by then."""
         await self._session()
         response = await self._call(
-            _AGENT + "StartKubernetes",
+            AGENT + "StartKubernetes",
             agent_pb2.KubernetesStartRequest(),
             agent_pb2.KubernetesStartResponse,
             timeout_s=timeout_s,
@@ -35,7 +27,7 @@ class KubernetesCalls:
         """Tell where the host reaches the cluster."""
         await self._session()
         await self._call(
-            _GUEST + "SetKubernetesAddress",
+            GUEST + "SetKubernetesAddress",
             guest_pb2.SetKubernetesAddressRequest(endpoint=endpoint, context=context),
             guest_pb2.SetKubernetesAddressResponse,
         )
@@ -44,7 +36,7 @@ class KubernetesCalls:
         """Stop the cluster and keep its data."""
         await self._session()
         response = await self._call(
-            _AGENT + "StopKubernetes",
+            AGENT + "StopKubernetes",
             agent_pb2.KubernetesStopRequest(),
             agent_pb2.KubernetesStopResponse,
             timeout_s=timeout_s,
@@ -55,7 +47,7 @@ class KubernetesCalls:
         """Stop the cluster and remove all that it was."""
         await self._session()
         response = await self._call(
-            _AGENT + "DeleteKubernetes",
+            AGENT + "DeleteKubernetes",
             agent_pb2.KubernetesDeleteRequest(),
             agent_pb2.KubernetesDeleteResponse,
             timeout_s=timeout_s,
@@ -67,26 +59,11 @@ class KubernetesCalls:
         await self._session()
         request = agent_pb2.KubernetesStatusRequest()
         response = agent_pb2.KubernetesStatusResponse
-        return kubernetes.status(
-            await self._call(_AGENT + "GetKubernetesStatus", request, response)
-        )
+        return kubernetes.status(await self._call(AGENT + "GetKubernetesStatus", request, response))
 
     async def kubeconfig(self) -> str:
         """Give the guest's kubeconfig, whatever it says."""
         await self._session()
         request = agent_pb2.KubernetesKubeconfigRequest()
         response = agent_pb2.KubernetesKubeconfigResponse
-        return (await self._call(_AGENT + "GetKubeconfig", request, response)).kubeconfig
-
-    @abstractmethod
-    async def _session(self) -> None: ...
-
-    @abstractmethod
-    async def _call(
-        self,
-        path: str,
-        request: Message,
-        response: type[_M],
-        *,
-        timeout_s: float | None = None,
-    ) -> _M: ...
+        return (await self._call(AGENT + "GetKubeconfig", request, response)).kubeconfig

@@ -58,6 +58,15 @@ class GuestAgent(Protocol):
         """Tell whether something listens on a TCP port of the guest within the time."""
         ...
 
+    async def wait_booted(self, timeout_s: float) -> Sequence[str]:
+        """Wait until init has started all that it starts at boot; name the services that failed.
+
+        Raises:
+            AgentUnreachableError: It does not answer.
+            TooLateError: It was not done in time; the message says what it is at.
+        """
+        ...
+
     def watch(self) -> AsyncGenerator[GuestEvent, None]:
         """Give what the guest tells: all that there is, `Synced`, then each change.
 

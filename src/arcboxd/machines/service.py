@@ -27,6 +27,7 @@ from arcboxd.machines import (
     ssh,
     template,
 )
+from arcboxd.machines.booted import wait_booted
 from arcboxd.machines.clone import clone
 from arcboxd.machines.context import Context
 from arcboxd.machines.create import create
@@ -132,6 +133,10 @@ class Machines:
     ) -> AsyncGenerator[bytes, None]:
         """Read a guest's file through a mapping, in pieces: `arcboxd.machines.guest`."""
         return guest.mmap_read_file(self.context, ref, path, offset, length)
+
+    async def wait_booted(self, ref: str) -> Sequence[str]:
+        """Wait until a machine has booted, and name what failed: `arcboxd.machines.booted`."""
+        return await wait_booted(self.context, ref)
 
     async def suspend(self, ref: str) -> int:
         """Suspend a machine, and give the saved bytes: `arcboxd.machines.suspend`."""

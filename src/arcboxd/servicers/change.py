@@ -1,4 +1,4 @@
-"""HostService's calls that change a machine, and that read a file of one."""
+"""HostService's calls that change one machine, wait for it, or read a file of it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ class ChangeCalls:
             disk_bytes=request.disk_size,
         )
         return host_pb2.SetMachineResponse()
+
+    @unary
+    async def WaitBooted(
+        self,
+        request: host_pb2.MachineWaitBootedRequest,
+        context: Context[  # noqa: ARG002
+            host_pb2.MachineWaitBootedRequest, host_pb2.MachineWaitBootedResponse
+        ],
+    ) -> host_pb2.MachineWaitBootedResponse:
+        failed = await self._machines.wait_booted(request.id)
+        return host_pb2.MachineWaitBootedResponse(failed=failed)
 
     @streaming
     async def MmapReadFile(

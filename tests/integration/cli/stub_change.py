@@ -18,11 +18,21 @@ class ChangeHost(host_pb2_grpc.HostServiceServicer):
     def changes(self) -> list[host_pb2.SetMachineRequest]:
         return []
 
+    @cached_property
+    def waited(self) -> list[str]:
+        return []
+
     def SetMachine(
         self, request: host_pb2.SetMachineRequest, context: Context
     ) -> host_pb2.SetMachineResponse:
         self.changes.append(request)
         return host_pb2.SetMachineResponse()
+
+    def WaitBooted(
+        self, request: host_pb2.MachineWaitBootedRequest, context: Context
+    ) -> host_pb2.MachineWaitBootedResponse:
+        self.waited.append(request.id)
+        return host_pb2.MachineWaitBootedResponse(failed=["cups.service", "\x1b[2J"])
 
     def MmapReadFile(
         self, request: host_pb2.MachineMmapReadFileRequest, context: Context

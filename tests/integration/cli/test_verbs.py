@@ -65,6 +65,23 @@ def test_create_passes_every_option_and_prints_the_id(arcbox: Arcbox, daemon: St
     )
 
 
+def test_wait_tells_what_failed(arcbox: Arcbox, daemon: StubDaemon) -> None:
+    said = b"these services failed: cups.service, \\x1b[2J\n"
+    done = arcbox.run("start", "-q", "--wait", "web")
+    assert (done.returncode, done.stdout) == (0, b"web\n")
+    assert done.stderr == b"arcbox: in web, " + said
+    done = arcbox.run("create", "new", "-q", "--wait")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        b"id-new\n",
+        b"arcbox: in new, " + said,
+    )
+    assert arcbox.run("restart", "-q", "--wait", "web").stderr == b"arcbox: in web, " + said
+    assert arcbox.run("start", "-q", "web").stderr == b""
+    assert daemon.host.waited == ["web", "id-new", "web"]
+    assert [name for name, _ in daemon.machines.calls].count("start") == 4
+
+
 def test_an_error_of_the_daemon_comes_with_its_hint_after_the_progress(
     arcbox: Arcbox, daemon: StubDaemon
 ) -> None:

@@ -1,4 +1,4 @@
-"""SetMachine, kernels of one's own, and MmapReadFile through a daemon."""
+"""SetMachine, WaitBooted, kernels of one's own, and MmapReadFile through a daemon."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ async def test_a_stopped_machine_is_changed(daemon: Daemon, world: World) -> Non
     assert json.loads(found)["virtual-size"] == 9 * GIB
     await daemon.machine.Start(machine_pb2.StartMachineRequest(id="dev"))
     assert (world.configs[-1].cpus, world.configs[-1].memory_bytes) == (2, GIB // 2)
+
+
+async def test_a_running_machine_is_waited_for(daemon: Daemon) -> None:
+    await daemon.create(name="dev")
+    request = host_pb2.MachineWaitBootedRequest(id="dev")
+    with pytest.raises(grpc.aio.AioRpcError, match="it is stopped") as caught:
+        await daemon.host.WaitBooted(request)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await daemon.machine.Start(machine_pb2.StartMachineRequest(id="dev"))
+    assert list((await daemon.host.WaitBooted(request)).failed) == ["cups.service"]
 
 
 async def test_what_is_not_given_stays(daemon: Daemon) -> None:

@@ -88,6 +88,12 @@ class Ours(GuestService):
             raise NothingListensError("nothing listens")
         return guest_pb2.WaitForPortResponse()
 
+    async def WaitBooted(  # noqa: N802
+        self, request: guest_pb2.WaitBootedRequest
+    ) -> guest_pb2.WaitBootedResponse:
+        assert request.timeout_millis == 2500
+        return guest_pb2.WaitBootedResponse(failed=["x" * 1000] * 1000)
+
     async def Exec(  # noqa: N802
         self, stream: MessageStream[guest_pb2.ExecInput, guest_pb2.ExecOutput]
     ) -> None:
@@ -236,6 +242,12 @@ async def test_ports(agent: LinkedAgent) -> None:
     await agent.wait_ready(5)
     assert await agent.wait_for_port(22, 1)
     assert not await agent.wait_for_port(23, 1)
+
+
+async def test_what_failed_at_boot_is_taken_as_data(agent: LinkedAgent) -> None:
+    await agent.wait_ready(5)
+    failed = await agent.wait_booted(2.5)
+    assert (len(failed), {len(name) for name in failed}) == (64, {256})
 
 
 async def test_any_client_of_the_same_user_reaches_the_agent(

@@ -11,7 +11,14 @@ from arcbox_agent import activity, configure, inits, settle
 from arcbox_agent.activity import busiest, parse_busy_ticks, parse_process
 from arcbox_agent.cgroup import Cgroups
 from arcbox_agent.clone import Clone
-from arcbox_agent.inits import OpenRc, Systemd, find_init, parse_active, parse_jobs
+from arcbox_agent.inits import (
+    OpenRc,
+    Systemd,
+    find_init,
+    parse_active,
+    parse_failed,
+    parse_jobs,
+)
 from arcbox_agent.kernel import NoKernel
 from arcbox_agent.settle import NoSystem
 from arcboxd.errors import ArcboxError, TooLateError, UnsupportedError
@@ -60,6 +67,15 @@ def test_jobs() -> None:
         ("systemd-journald.service", "start", "waiting"),
         ("arcbox-clone.service", "start", "running"),
     ]
+
+
+def test_failed_units_are_named() -> None:
+    text = (
+        "cups.service       loaded failed failed CUPS Scheduler\n"
+        "mnt-a\\x20b.mount  not-found failed failed mnt-a\\x20b.mount\n"
+    )
+    assert parse_failed(text) == ["cups.service", "mnt-a\\x20b.mount"]
+    assert parse_failed("\n") == []
 
 
 def test_a_unit_with_two_names_is_one() -> None:
@@ -160,6 +176,10 @@ async def test_openrc_has_booted_beyond_its_boot_level(tmp_path: Path) -> None:
     (tmp_path / "rc.starting").unlink()
     async with asyncio.timeout(5):
         await waiting
+    assert await openrc.failed() == []
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "cupsd").symlink_to("/etc/init.d/cupsd")
+    assert await openrc.failed() == ["cupsd"]
 
 
 @pytest.mark.parametrize("program", ["/run/arcbox/bundle/bin/busybox", "/sbin/runit"])

@@ -60,6 +60,11 @@ class GuestServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortResponse.FromString,
                 _registered_method=True)
+        self.WaitBooted = channel.unary_unary(
+                '/arcbox.ext.v1.GuestService/WaitBooted',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitBootedRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitBootedResponse.FromString,
+                _registered_method=True)
         self.Mount = channel.unary_unary(
                 '/arcbox.ext.v1.GuestService/Mount',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.MountRequest.SerializeToString,
@@ -129,6 +134,14 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WaitBooted(self, request, context):
+        """Waits until init has started all that it starts at boot; DEADLINE_EXCEEDED names what it is at when the
+        wait is over. Of an init that is not known, as of none, it is only known that it has begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Mount(self, request, context):
         """Mounts a share that the host has plugged in, waiting for the device to appear. Idempotent.
         """
@@ -192,6 +205,11 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.WaitForPort,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortResponse.SerializeToString,
+            ),
+            'WaitBooted': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitBooted,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitBootedRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitBootedResponse.SerializeToString,
             ),
             'Mount': grpc.unary_unary_rpc_method_handler(
                     servicer.Mount,
@@ -354,6 +372,33 @@ class GuestService:
             '/arcbox.ext.v1.GuestService/WaitForPort',
             arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitForPortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitBooted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.GuestService/WaitBooted',
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitBootedRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_guest__pb2.WaitBootedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class GuestServiceStub:
     """
     WaitForPort: _grpc.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
+    WaitBooted: _grpc.UnaryUnaryMultiCallable[_guest_pb2.WaitBootedRequest, _guest_pb2.WaitBootedResponse]
+    """Waits until init has started all that it starts at boot; DEADLINE_EXCEEDED names what it is at when the
+    wait is over. Of an init that is not known, as of none, it is only known that it has begun.
+    """
     Mount: _grpc.UnaryUnaryMultiCallable[_guest_pb2.MountRequest, _guest_pb2.MountResponse]
     """Mounts a share that the host has plugged in, waiting for the device to appear. Idempotent."""
     Unmount: _grpc.UnaryUnaryMultiCallable[_guest_pb2.UnmountRequest, _guest_pb2.UnmountResponse]
@@ -84,6 +88,10 @@ class GuestServiceAsyncStub(GuestServiceStub):
     """
     WaitForPort: _aio.UnaryUnaryMultiCallable[_guest_pb2.WaitForPortRequest, _guest_pb2.WaitForPortResponse]  # type: ignore[assignment]
     """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
+    WaitBooted: _aio.UnaryUnaryMultiCallable[_guest_pb2.WaitBootedRequest, _guest_pb2.WaitBootedResponse]  # type: ignore[assignment]
+    """Waits until init has started all that it starts at boot; DEADLINE_EXCEEDED names what it is at when the
+    wait is over. Of an init that is not known, as of none, it is only known that it has begun.
+    """
     Mount: _aio.UnaryUnaryMultiCallable[_guest_pb2.MountRequest, _guest_pb2.MountResponse]  # type: ignore[assignment]
     """Mounts a share that the host has plugged in, waiting for the device to appear. Idempotent."""
     Unmount: _aio.UnaryUnaryMultiCallable[_guest_pb2.UnmountRequest, _guest_pb2.UnmountResponse]  # type: ignore[assignment]
@@ -145,6 +153,16 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guest_pb2.WaitForPortResponse, _abc.Awaitable[_guest_pb2.WaitForPortResponse]]:
         """Waits until something in the guest listens on a TCP port; NOT_FOUND when the wait is over."""
+
+    @_abc_1.abstractmethod
+    def WaitBooted(
+        self,
+        request: _guest_pb2.WaitBootedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.WaitBootedResponse, _abc.Awaitable[_guest_pb2.WaitBootedResponse]]:
+        """Waits until init has started all that it starts at boot; DEADLINE_EXCEEDED names what it is at when the
+        wait is over. Of an init that is not known, as of none, it is only known that it has begun.
+        """
 
     @_abc_1.abstractmethod
     def Mount(

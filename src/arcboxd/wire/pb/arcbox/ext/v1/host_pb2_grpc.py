@@ -66,6 +66,11 @@ class HostServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.WaitBooted = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/WaitBooted',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineWaitBootedRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineWaitBootedResponse.FromString,
+                _registered_method=True)
         self.CreateSnapshot = channel.unary_unary(
                 '/arcbox.ext.v1.HostService/CreateSnapshot',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.CreateSnapshotRequest.SerializeToString,
@@ -268,6 +273,14 @@ class HostServiceServicer:
 
     def Resume(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitBooted(self, request, context):
+        """Waits until the init of a running machine has started all that it starts at boot, which Start does not wait
+        for; DEADLINE_EXCEEDED names what it is at after ten times `start_timeout_s`.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -512,6 +525,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeResponse.SerializeToString,
+            ),
+            'WaitBooted': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitBooted,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineWaitBootedRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.MachineWaitBootedResponse.SerializeToString,
             ),
             'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSnapshot,
@@ -836,6 +854,33 @@ class HostService:
             '/arcbox.ext.v1.HostService/Resume',
             arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_host__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitBooted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/WaitBooted',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.MachineWaitBootedRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.MachineWaitBootedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class HostServiceStub:
     there, also after a restart of the daemon or of the host. Both are idempotent.
     """
     Resume: _grpc.UnaryUnaryMultiCallable[_host_pb2.ResumeRequest, _host_pb2.ResumeResponse]
+    WaitBooted: _grpc.UnaryUnaryMultiCallable[_host_pb2.MachineWaitBootedRequest, _host_pb2.MachineWaitBootedResponse]
+    """Waits until the init of a running machine has started all that it starts at boot, which Start does not wait
+    for; DEADLINE_EXCEEDED names what it is at after ten times `start_timeout_s`.
+    """
     CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_host_pb2.CreateSnapshotRequest, _host_pb2.Snapshot]
     """A snapshot is the machine's disks and, of a running or suspended machine, its RAM and devices. Restoring
     one brings a stopped machine back to stopped, and another to suspended.
@@ -112,6 +116,10 @@ class HostServiceAsyncStub(HostServiceStub):
     there, also after a restart of the daemon or of the host. Both are idempotent.
     """
     Resume: _aio.UnaryUnaryMultiCallable[_host_pb2.ResumeRequest, _host_pb2.ResumeResponse]  # type: ignore[assignment]
+    WaitBooted: _aio.UnaryUnaryMultiCallable[_host_pb2.MachineWaitBootedRequest, _host_pb2.MachineWaitBootedResponse]  # type: ignore[assignment]
+    """Waits until the init of a running machine has started all that it starts at boot, which Start does not wait
+    for; DEADLINE_EXCEEDED names what it is at after ten times `start_timeout_s`.
+    """
     CreateSnapshot: _aio.UnaryUnaryMultiCallable[_host_pb2.CreateSnapshotRequest, _host_pb2.Snapshot]  # type: ignore[assignment]
     """A snapshot is the machine's disks and, of a running or suspended machine, its RAM and devices. Restoring
     one brings a stopped machine back to stopped, and another to suspended.
@@ -212,6 +220,16 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.ResumeResponse, _abc.Awaitable[_host_pb2.ResumeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WaitBooted(
+        self,
+        request: _host_pb2.MachineWaitBootedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.MachineWaitBootedResponse, _abc.Awaitable[_host_pb2.MachineWaitBootedResponse]]:
+        """Waits until the init of a running machine has started all that it starts at boot, which Start does not wait
+        for; DEADLINE_EXCEEDED names what it is at after ten times `start_timeout_s`.
+        """
 
     @_abc_1.abstractmethod
     def CreateSnapshot(
