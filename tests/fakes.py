@@ -590,6 +590,9 @@ class FakeAssets:
     def find_kubernetes(self, arch: str, pin: Pin) -> Path | None:
         return Path("/dev/null")
 
+    async def refresh(self, arch: str, progress: ProgressFn) -> tuple[BootAssets, bool]:
+        return await self.ensure(arch, progress), True
+
     async def prune(self) -> tuple[list[str], int]:
         return ["agent-0"], 1 << 20
 

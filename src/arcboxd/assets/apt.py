@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -25,6 +25,8 @@ from arcboxd.process import CommandError, run, tool
 
 LISTS_FRESH_S = 24 * 3600.0
 """How long the archive's package lists are used before they are fetched again."""
+_LISTS_NEW_S = 60.0
+"""The same where what is newest is asked for, which may be for many packages one after another."""
 
 _UPDATE_TIMEOUT_S = 600.0
 _FETCH_TIMEOUT_S = 1800.0
@@ -153,7 +155,8 @@ class Apt:
         stamp = self._root / "updated"
         source = self._root / "sources.list"
         with contextlib.suppress(OSError):
-            if not force and 0 <= time.time() - stamp.stat().st_mtime < LISTS_FRESH_S:
+            fresh_s = _LISTS_NEW_S if force else LISTS_FRESH_S
+            if 0 <= time.time() - stamp.stat().st_mtime < fresh_s:
                 return
         on_update()
         require_keyring()
@@ -199,7 +202,7 @@ class Apt:
             raise AssetBuildError(
                 f"apt-get {words[0]} failed for {self.suite} ({self._debian_arch}): {error}",
                 hint="check that the host reaches its Debian mirror; if a version is gone from it,"
-                " ask for a refresh of the boot files",
+                " ask for newer ones: arcbox image update",
             ) from error
         return out.stdout
 
@@ -218,6 +221,41 @@ class Apt:
             yield
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def put_back(pins: Iterable[Path]) -> Iterator[None]:
+    """Put pins back as they were if what is made with newer ones fails, or is cancelled."""
+    before = {pin: pin.read_text() if pin.exists() else None for pin in pins}
+    try:
+        yield
+    except BaseException:
+        for pin, text in before.items():
+            if text is None:
+                pin.unlink(missing_ok=True)
+            else:
+                _replace(pin, text)
+        raise
+
+
+def prune_archives(root: Path) -> int:
+    """Remove the downloaded packages that no pin names; give the bytes that this freed.
+
+    Args:
+        root: As of `Apt`; for all releases and architectures there.
+    """
+    freed = 0
+    for pins in root.glob("*/pins"):
+        try:
+            texts = [pin.read_bytes() for pin in pins.glob("*.json")]
+            pinned = {row["file"] for text in texts for row in json.loads(text)}
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # which are needed is not known
+        for file in (pins.parent / "archives").glob("*.deb"):
+            if file.name not in pinned:
+                freed += file.stat().st_size
+                file.unlink(missing_ok=True)
+    return freed
 
 
 def parse_uris(text: str) -> list[Package]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from arcboxd.assets import boot_parts, kernel, kubernetes_bundle, runtime_bundle
-from arcboxd.assets.apt import Apt, Package
+from arcboxd.assets.apt import Apt, Package, prune_archives, put_back
 from arcboxd.assets.boot_parts import BootParts
 from arcboxd.assets.cache import Cache, Inputs, key_of
 from arcboxd.assets.initramfs import (
@@ -85,26 +85,35 @@ class AssetStore:
         self._seen[arch] = Seen(assets, (*pins, *files))
         return assets
 
-    async def refresh(self, arch: str, progress: ProgressFn) -> BootAssets:
-        """Ask the archive for newer packages, then give the boot files made of them.
+    async def refresh(self, arch: str, progress: ProgressFn) -> tuple[BootAssets, bool]:
+        """Ask the archive for newer packages, and make boot files of them.
 
-        The disk of the container runtime is made anew too, if one was ever asked for.
+        The disk of the container runtime is made anew too, if one was ever asked for. If anything
+        fails, machines boot what they booted before.
+
+        Returns:
+            The boot files, and whether any of them, or the container runtime's, are others now.
 
         Raises:
             AssetBuildError: The archive cannot be reached, or a step failed.
             MissingToolError: A program is missing on the host.
             UnsupportedError: This version builds nothing for that architecture.
         """
-        if arch in BUILDABLE:
-            apt, own = self._apt(arch), self._apt(host_arch())
-            sets = [(apt, names) for names in boot_parts.package_sets(arch)]
-            for source, names in (*sets, (own, kernel.DEPMOD_PACKAGES)):
+        _require_buildable(arch)
+        apt, own = self._apt(arch), self._apt(host_arch())
+        sets = [(apt, names) for names in boot_parts.package_sets(arch)]
+        sets.append((own, kernel.DEPMOD_PACKAGES))
+        runtimes = [(source, runtime_bundle.PACKAGES) for source in self._runtime_sources(arch)]
+        before = self._wanted(arch)
+        with put_back([source.pin(names) for source, names in (*sets, *runtimes)]):
+            for source, names in sets:
                 progress("asking for newer packages", 0, 0)
                 await source.resolve(names, refresh=True)
-            if any(a.pinned(runtime_bundle.PACKAGES) for a in self._runtime_sources(arch)):
+            if any(source.pinned(names) for source, names in runtimes):
                 await self._resolve_runtime(arch, self._workshop(progress), refresh=True)
                 await self.runtime(arch, progress)
-        return await self.ensure(arch, progress)
+            boot = await self.ensure(arch, progress)
+        return boot, self._wanted(arch) != before
 
     def find_runtime(self, arch: str) -> Path | None:
         """Give the disk of the container runtime if it is there, made of what the pins say.
@@ -287,19 +296,23 @@ class AssetStore:
         they were made of may have no other copy.
 
         Returns:
-            The names of the entries that went, and the bytes that this freed.
+            The names of the entries that went, and the bytes that this freed, with those of
+            packages that are of no more use.
         """
-        keep = set()
-        for arch in BUILDABLE:
-            keep |= {f"{kind}-{key}" for kind, key in boot_parts.wanted(self._apt(arch)).items()}
-            if runtime := self.find_runtime(arch):
-                keep.add(runtime.parent.name)
-        names, freed = [], 0
+        keep = {name for arch in BUILDABLE for name in self._wanted(arch)}
+        names, freed = [], await asyncio.to_thread(prune_archives, self._paths.assets / "apt")
         for kind in _KINDS:
             went, back = await self._cache.prune(kind, keep)
             names += went
             freed += back
         return names, freed
+
+    def _wanted(self, arch: str) -> set[str]:
+        """Name the entries that the pins make, of which the container runtime's is there."""
+        names = {f"{kind}-{key}" for kind, key in boot_parts.wanted(self._apt(arch)).items()}
+        if runtime := self.find_runtime(arch):
+            names.add(runtime.parent.name)
+        return names
 
     def _apt(self, arch: str) -> Apt:
         return Apt(self._paths.assets / "apt", self._suite, arch, self._mirror)

@@ -145,6 +145,28 @@ def prune(ctx: typer.Context, as_json: params.Json = False) -> None:
     print_pruned(pruned, (*pruned.keys, *pruned.boot_files), as_json=as_json)
 
 
+def update(
+    ctx: typer.Context,
+    arch: shape.Arch = "",
+    quiet: params.Quiet = False,
+    as_json: params.Json = False,
+) -> None:
+    """Make what machines boot from of Debian's newest packages; print the kernel's version.
+
+    The kernel, the agent's Python and the container runtime: machines have them from their next
+    start on. What is in a machine is its own package manager's to update.
+    """
+    from arcboxd.cli.progress import shown
+    from arcboxd.client.client import IMAGE_SUBJECT
+
+    with session.connect(ctx) as client, shown(client, IMAGE_SUBJECT, quiet=quiet):
+        found = client.update_boot_files(arch)
+    if as_json:
+        print_json(found)
+    else:
+        print(f"{found.kernel_version}{'' if found.changed else ' (nothing newer)'}")
+
+
 def verify(ctx: typer.Context, images: _Images) -> None:
     """Read images whole, and check that they are what was built; print those that are."""
     from arcboxd.errors import CorruptError

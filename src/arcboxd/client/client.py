@@ -240,6 +240,12 @@ class Client:
         answer = _call(self._host.PruneImages, host_pb2.PruneImagesRequest(), LONG_S)
         return views.PrunedImages(tuple(answer.keys), answer.freed_bytes, tuple(answer.boot_files))
 
+    def update_boot_files(self, arch: str = "") -> views.BootFiles:
+        """Make what machines boot from of newer packages, where there are any."""
+        request = host_pb2.UpdateBootFilesRequest(arch=arch)
+        answer = _call(self._host.UpdateBootFiles, request, LONG_S)
+        return views.BootFiles(answer.kernel_version, answer.changed)
+
     def verify_image(self, ref: str) -> tuple[str, ...]:
         """Name the files of an image that are not what was built; none: all is well."""
         request = host_pb2.VerifyImageRequest(key=ref)

@@ -200,6 +200,14 @@ class PrunedImages(Pruned):
 
 
 @dataclass(frozen=True, slots=True)
+class BootFiles:
+    """What machines boot from; ``changed`` by the call that gave this."""
+
+    kernel_version: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MachineUsage:
     """What a machine's process uses of the host; ``guest_used_bytes`` if the guest tells."""
 

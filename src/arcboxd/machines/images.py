@@ -12,6 +12,7 @@ from arcboxd.domain.image import BaseImage, NewImage, ProgressFn
 from arcboxd.domain.machine import MachineState
 from arcboxd.errors import ArcboxError, ImageNotFoundError, InvalidArgumentError, PreconditionError
 from arcboxd.machines.context import Context
+from arcboxd.machines.validate import check_arch
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,19 @@ async def prune(ctx: Context) -> Pruned:
     if boot_files:
         _log.info("removed %s", ", ".join(boot_files))
     return Pruned(keys, boot_files, freed + more)
+
+
+async def update(ctx: Context, arch: str) -> tuple[str, bool]:
+    """Make what machines boot from of newer packages; for their next start.
+
+    Gives the kernel's version, and whether anything is new.
+
+    Raises:
+        ArcboxError: As `Assets.refresh`.
+        InvalidArgumentError: There is no such architecture.
+    """
+    boot, changed = await ctx.assets.refresh(check_arch(arch), _reporter(ctx))
+    return boot.kernel_version, changed
 
 
 async def verify(ctx: Context, ref: str) -> list[str]:

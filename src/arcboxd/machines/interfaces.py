@@ -267,6 +267,16 @@ class Assets(Protocol):
         """Give a Kubernetes' disk if it is there."""
         ...
 
+    async def refresh(self, arch: str, progress: ProgressFn) -> tuple[BootAssets, bool]:
+        """Make boot files of newer packages; tell whether there were any.
+
+        Raises:
+            AssetBuildError: It cannot be known, or a step failed; all is as it was.
+            MissingToolError: A program is missing on the host.
+            UnsupportedError: This version builds nothing for that architecture.
+        """
+        ...
+
     async def prune(self) -> tuple[Sequence[str], int]:
         """Remove what only earlier versions booted; name it, and tell the bytes freed."""
         ...

@@ -245,6 +245,10 @@ class Machines:
         """Remove images and boot files that are of no more use: `arcboxd.machines.images`."""
         return await images.prune(self.context)
 
+    async def update_boot_files(self, arch: str) -> tuple[str, bool]:
+        """Make boot files of newer packages: `arcboxd.machines.images`."""
+        return await images.update(self.context, arch)
+
     async def verify_image(self, ref: str) -> Sequence[str]:
         """Name an image's damaged files: `arcboxd.machines.images`."""
         return await images.verify(self.context, ref)

@@ -68,6 +68,17 @@ class ImageCalls:
         )
 
     @unary
+    async def UpdateBootFiles(
+        self,
+        request: host_pb2.UpdateBootFilesRequest,
+        context: Context[  # noqa: ARG002
+            host_pb2.UpdateBootFilesRequest, host_pb2.UpdateBootFilesResponse
+        ],
+    ) -> host_pb2.UpdateBootFilesResponse:
+        version, changed = await self._machines.update_boot_files(request.arch)
+        return host_pb2.UpdateBootFilesResponse(kernel_version=version, changed=changed)
+
+    @unary
     async def VerifyImage(
         self,
         request: host_pb2.VerifyImageRequest,

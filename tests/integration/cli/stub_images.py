@@ -74,6 +74,13 @@ class ImageHost:
             keys=[KEYS[1]], freed_bytes=85 << 20, boot_files=["agent-" + "0123456789abcdef" * 2]
         )
 
+    def UpdateBootFiles(
+        self, request: host_pb2.UpdateBootFilesRequest, context: Context
+    ) -> host_pb2.UpdateBootFilesResponse:
+        return host_pb2.UpdateBootFilesResponse(
+            kernel_version="6.1.0-99-amd64", changed=request.arch == "arm64"
+        )
+
     def VerifyImage(
         self, request: host_pb2.VerifyImageRequest, context: Context
     ) -> host_pb2.VerifyImageResponse:

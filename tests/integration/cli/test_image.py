@@ -92,6 +92,14 @@ def test_prune_tells_what_went(arcbox: Arcbox, daemon: StubDaemon) -> None:
     assert set(fields) == {"keys", "boot_files", "freed_bytes"}
 
 
+def test_update_tells_the_kernel(arcbox: Arcbox, daemon: StubDaemon) -> None:
+    assert arcbox.run("image", "update", "-q").stdout == b"6.1.0-99-amd64 (nothing newer)\n"
+    done = arcbox.run("image", "update", "-q", "--arch", "arm64")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"6.1.0-99-amd64\n", b"")
+    fields = json.loads(arcbox.run("image", "update", "-q", "--json").stdout)
+    assert fields == {"kernel_version": "6.1.0-99-amd64", "changed": False}
+
+
 def test_verify_fails_for_what_is_damaged(arcbox: Arcbox, daemon: StubDaemon) -> None:
     done = arcbox.run("image", "verify", "debian:bookworm", "alpine:3.23")
     assert (done.returncode, done.stdout) == (1, b"debian:bookworm\n")

@@ -75,6 +75,12 @@ async def test_prune_keeps_what_new_machines_would_get(machines: Machines) -> No
     assert len(await machines.list_images()) == 1
 
 
+async def test_boot_files_are_made_of_newer_packages(machines: Machines) -> None:
+    assert await machines.update_boot_files("") == ("6.1.0-fake", True)
+    with pytest.raises(InvalidArgumentError, match="vax"):
+        await machines.update_boot_files("vax")
+
+
 async def test_verify_names_what_is_damaged(machines: Machines) -> None:
     use = await machines.pull_image("debian", "", "")
     assert await machines.verify_image(KEY) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,8 +34,10 @@ def _packages(version: str) -> dict[str, Package]:
     return {"docker.io": Package("docker.io", version, "docker.deb", 1, "f" * 64)}
 
 
-def _pin(paths: Paths, suite: str, packages: dict[str, Package]) -> None:
-    pin = Apt(paths.assets / "apt", suite, ARCH).pin(PACKAGES)
+def _pin(
+    paths: Paths, suite: str, packages: dict[str, Package], names: Sequence[str] = PACKAGES
+) -> None:
+    pin = Apt(paths.assets / "apt", suite, ARCH).pin(names)
     pin.parent.mkdir(parents=True, exist_ok=True)
     pin.write_text(json.dumps([asdict(package) for package in packages.values()]))
 
@@ -116,8 +119,52 @@ async def test_a_refresh_helps_when_the_mirror_lost_the_version_of_a_disk_that_i
     monkeypatch.setattr(AssetStore, "ensure", ensure)
     store = _store(paths)
     assert store.find_runtime(ARCH) is None
-    await store.refresh(ARCH, lambda *_: None)
+    assert (await store.refresh(ARCH, lambda *_: None))[1]
     assert store.find_runtime(ARCH) == image
+    assert not (await store.refresh(ARCH, lambda *_: None))[1]
+
+
+@pytest.mark.parametrize("error", [AssetBuildError("no mirror"), asyncio.CancelledError()])
+async def test_a_refresh_that_fails_leaves_all_as_it_was(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    old = _packages("26.1")
+    _pin(paths, "trixie", old)
+    image = await _built(paths, old)
+
+    async def resolve(apt: Apt, names: Sequence[str], **_options: object) -> dict[str, Package]:
+        # The runtime comes last.
+        _pin(paths, apt.suite, _packages("27.0"), names)
+        return apt.pinned(names) or {}
+
+    async def fetch(*_args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Apt, "resolve", resolve)
+    monkeypatch.setattr(Apt, "fetch", fetch)
+    store = _store(paths)
+    with pytest.raises(type(error)):
+        await store.refresh(ARCH, lambda *_: None)
+    assert store.find_runtime(ARCH) == image
+    (pin,) = (paths.assets / "apt").rglob("*.json")
+    assert json.loads(pin.read_bytes())[0]["version"] == "26.1"
+
+
+async def test_prune_takes_packages_that_no_pin_names(paths: Paths) -> None:
+    old, new = ("docker-26.deb", "docker-27.deb")
+    pinned = {"docker.io": Package("docker.io", "27", new, 1, "f" * 64)}
+    for suite in ("trixie", "bookworm"):
+        _pin(paths, suite, pinned)
+        archives = paths.assets / "apt" / f"{suite}-amd64" / "archives"
+        archives.mkdir()
+        for name in (old, new):
+            (archives / name).write_bytes(b"x" * 1000)
+    # Where a pin cannot be read, nobody knows what is needed.
+    (paths.assets / "apt" / "bookworm-amd64" / "pins" / "broken.json").write_text("{")
+    assert await _store(paths).prune() == ([], 1000)
+    left = sorted(str(p.relative_to(paths.assets / "apt")) for p in paths.assets.rglob("*.deb"))
+    both = [f"bookworm-amd64/archives/{name}" for name in (old, new)]
+    assert left == [*both, f"trixie-amd64/archives/{new}"]
 
 
 async def test_other_architectures_are_refused(paths: Paths) -> None:

@@ -1720,6 +1720,48 @@ class PruneImagesResponse(_message.Message):
 Global___PruneImagesResponse: _TypeAlias = PruneImagesResponse  # noqa: Y015
 
 @_typing.final
+class UpdateBootFilesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCH_FIELD_NUMBER: _builtins.int
+    arch: _builtins.str
+    """empty: the host's"""
+    def __init__(
+        self,
+        *,
+        arch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateBootFilesRequest: _TypeAlias = UpdateBootFilesRequest  # noqa: Y015
+
+@_typing.final
+class UpdateBootFilesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KERNEL_VERSION_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    kernel_version: _builtins.str
+    changed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        kernel_version: _builtins.str = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "kernel_version", b"kernel_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateBootFilesResponse: _TypeAlias = UpdateBootFilesResponse  # noqa: Y015
+
+@_typing.final
 class VerifyImageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

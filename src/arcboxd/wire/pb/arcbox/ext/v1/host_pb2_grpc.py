@@ -191,6 +191,11 @@ class HostServiceStub:
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesRequest.SerializeToString,
                 response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesResponse.FromString,
                 _registered_method=True)
+        self.UpdateBootFiles = channel.unary_unary(
+                '/arcbox.ext.v1.HostService/UpdateBootFiles',
+                request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.UpdateBootFilesRequest.SerializeToString,
+                response_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.UpdateBootFilesResponse.FromString,
+                _registered_method=True)
         self.VerifyImage = channel.unary_unary(
                 '/arcbox.ext.v1.HostService/VerifyImage',
                 request_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.VerifyImageRequest.SerializeToString,
@@ -441,6 +446,14 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateBootFiles(self, request, context):
+        """Makes what machines boot from (kernel, agent's Python, container runtime) of Debian's newest packages, for
+        their next start. If it fails, all is as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyImage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -650,6 +663,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.PruneImages,
                     request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesRequest.FromString,
                     response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesResponse.SerializeToString,
+            ),
+            'UpdateBootFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBootFiles,
+                    request_deserializer=arcbox_dot_ext_dot_v1_dot_host__pb2.UpdateBootFilesRequest.FromString,
+                    response_serializer=arcbox_dot_ext_dot_v1_dot_host__pb2.UpdateBootFilesResponse.SerializeToString,
             ),
             'VerifyImage': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyImage,
@@ -1529,6 +1547,33 @@ class HostService:
             '/arcbox.ext.v1.HostService/PruneImages',
             arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesRequest.SerializeToString,
             arcbox_dot_ext_dot_v1_dot_host__pb2.PruneImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateBootFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arcbox.ext.v1.HostService/UpdateBootFiles',
+            arcbox_dot_ext_dot_v1_dot_host__pb2.UpdateBootFilesRequest.SerializeToString,
+            arcbox_dot_ext_dot_v1_dot_host__pb2.UpdateBootFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,10 @@ class HostServiceStub:
     ListImages: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListImagesRequest, _host_pb2.ListImagesResponse]
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveImageRequest, _host_pb2.RemoveImageResponse]
     PruneImages: _grpc.UnaryUnaryMultiCallable[_host_pb2.PruneImagesRequest, _host_pb2.PruneImagesResponse]
+    UpdateBootFiles: _grpc.UnaryUnaryMultiCallable[_host_pb2.UpdateBootFilesRequest, _host_pb2.UpdateBootFilesResponse]
+    """Makes what machines boot from (kernel, agent's Python, container runtime) of Debian's newest packages, for
+    their next start. If it fails, all is as it was.
+    """
     VerifyImage: _grpc.UnaryUnaryMultiCallable[_host_pb2.VerifyImageRequest, _host_pb2.VerifyImageResponse]
     StartKubernetes: _grpc.UnaryUnaryMultiCallable[_host_pb2.StartKubernetesRequest, _agent_pb2.KubernetesStartResponse]
     """The Kubernetes cluster of a running machine; an empty id stands for the default machine. Endpoints are
@@ -158,6 +162,10 @@ class HostServiceAsyncStub(HostServiceStub):
     ListImages: _aio.UnaryUnaryMultiCallable[_host_pb2.ListImagesRequest, _host_pb2.ListImagesResponse]  # type: ignore[assignment]
     RemoveImage: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveImageRequest, _host_pb2.RemoveImageResponse]  # type: ignore[assignment]
     PruneImages: _aio.UnaryUnaryMultiCallable[_host_pb2.PruneImagesRequest, _host_pb2.PruneImagesResponse]  # type: ignore[assignment]
+    UpdateBootFiles: _aio.UnaryUnaryMultiCallable[_host_pb2.UpdateBootFilesRequest, _host_pb2.UpdateBootFilesResponse]  # type: ignore[assignment]
+    """Makes what machines boot from (kernel, agent's Python, container runtime) of Debian's newest packages, for
+    their next start. If it fails, all is as it was.
+    """
     VerifyImage: _aio.UnaryUnaryMultiCallable[_host_pb2.VerifyImageRequest, _host_pb2.VerifyImageResponse]  # type: ignore[assignment]
     StartKubernetes: _aio.UnaryUnaryMultiCallable[_host_pb2.StartKubernetesRequest, _agent_pb2.KubernetesStartResponse]  # type: ignore[assignment]
     """The Kubernetes cluster of a running machine; an empty id stands for the default machine. Endpoints are
@@ -412,6 +420,16 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.PruneImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.PruneImagesResponse, _abc.Awaitable[_host_pb2.PruneImagesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateBootFiles(
+        self,
+        request: _host_pb2.UpdateBootFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.UpdateBootFilesResponse, _abc.Awaitable[_host_pb2.UpdateBootFilesResponse]]:
+        """Makes what machines boot from (kernel, agent's Python, container runtime) of Debian's newest packages, for
+        their next start. If it fails, all is as it was.
+        """
 
     @_abc_1.abstractmethod
     def VerifyImage(
