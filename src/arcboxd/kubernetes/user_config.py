@@ -71,14 +71,6 @@ class UserConfig:
         """
         return self._read().selected or ""
 
-    def has(self, context: str) -> bool:
-        """Tell whether a context of ours is in the file.
-
-        Raises:
-            PreconditionError: The file cannot be read, or not understood.
-        """
-        return self._read().is_ours(context)
-
     def enable(self, found: Credentials, *, context: str, server: str) -> Switched:
         """Add a cluster, its user and its context, or renew them, and select the context.
 
