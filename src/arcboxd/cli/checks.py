@@ -8,6 +8,7 @@ import pwd
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,8 @@ QEMU_FLOOR = (7, 2)
 _ROOM_BYTES = 8 << 30
 _ROOM_FLOOR_BYTES = 1 << 30
 _SUBIDS = 65536
+_DAY_S = 24 * 3600
+_KERNEL_DAYS = 30
 
 
 class Verdict(StrEnum):
@@ -60,6 +63,7 @@ def every(paths: Paths) -> Iterator[Finding]:
     yield socket_length(paths)
     yield room("room for machines", paths.home)
     yield room("room for the cache", paths.cache)
+    yield from kernel(paths)
     yield daemon(paths)
 
 
@@ -205,6 +209,25 @@ def room(name: str, directory: Path) -> Finding:
         return Finding(name, Verdict.OK, detail)
     verdict = Verdict.WARNING if free >= _ROOM_FLOOR_BYTES else Verdict.MISSING
     return Finding(name, verdict, detail, "free some: an image takes about 1GiB, machines more")
+
+
+def kernel(paths: Paths) -> Iterator[Finding]:
+    """Tell how long ago the machines' kernel was chosen, which only its user has made newer."""
+    from arcboxd.assets.apt import Apt
+    from arcboxd.assets.kernel import kernel_image_package, kernel_packages
+    from arcboxd.assets.mirror import host_arch, host_codename
+
+    arch = host_arch()
+    apt = Apt(paths.assets / "apt", host_codename(), arch)
+    if (packages := apt.pinned(kernel_packages(arch))) is None:
+        return
+    package = kernel_image_package(packages, arch)
+    days = int((time.time() - apt.pin(kernel_packages(arch)).stat().st_mtime) / _DAY_S)
+    detail = f"{package.version}, the newest {days} days ago"
+    if days < _KERNEL_DAYS:
+        yield Finding("kernel of machines", Verdict.OK, detail)
+    else:
+        yield Finding("kernel of machines", Verdict.WARNING, detail, "arcbox image update")
 
 
 def daemon(paths: Paths) -> Finding:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import json
+import os
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from arcboxd.assets.apt import Apt, Package
+from arcboxd.assets.kernel import kernel_packages
+from arcboxd.assets.mirror import DEBIAN_ARCHES, host_arch, host_codename
 from arcboxd.cli import checks
 from arcboxd.cli.checks import Verdict
 from arcboxd.paths import Paths
@@ -75,6 +82,21 @@ def test_socket_paths_must_fit(tmp_path: Path) -> None:
     assert checks.socket_length(Paths(Path("/s"), tmp_path)).verdict is Verdict.OK
     deep = Paths(Path("/" + "d" * 90), tmp_path)
     assert checks.socket_length(deep).verdict is Verdict.MISSING
+
+
+@pytest.mark.parametrize(("days", "verdict"), [(0, Verdict.OK), (45, Verdict.WARNING)])
+def test_a_kernel_may_be_old(tmp_path: Path, days: int, verdict: Verdict) -> None:
+    paths = Paths(tmp_path / "home", tmp_path / "cache")
+    assert not [*checks.kernel(paths)]
+    pin = Apt(paths.assets / "apt", host_codename(), host_arch()).pin(kernel_packages(host_arch()))
+    pin.parent.mkdir(parents=True)
+    name = f"linux-image-6.1.0-9-{DEBIAN_ARCHES[host_arch()]}"
+    pin.write_text(json.dumps([asdict(Package(name, "6.1.9-1", "k.deb", 1, "f" * 64))]))
+    chosen = time.time() - days * 24 * 3600 - 60
+    os.utime(pin, (chosen, chosen))
+    (found,) = checks.kernel(paths)
+    assert (found.verdict, found.detail) == (verdict, f"6.1.9-1, the newest {days} days ago")
+    assert ("image update" in found.mend) == (verdict is Verdict.WARNING)
 
 
 def test_a_bad_setting_is_told(tmp_path: Path) -> None:
