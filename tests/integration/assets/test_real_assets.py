@@ -5,14 +5,17 @@ Needs the host's Debian mirror and package index, and about a minute; none of it
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from arcboxd.assets import apt
 from arcboxd.assets.cache import Cache
+from arcboxd.assets.mirror import Mirror
 from arcboxd.assets.store import AssetStore
-from arcboxd.errors import UnsupportedError
+from arcboxd.errors import AssetBuildError, UnsupportedError
 from arcboxd.paths import Paths
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -64,6 +67,19 @@ async def test_built_once_and_then_without_any_program(
 
     old = await Cache(paths.assets).ensure("agent", {"of": "an earlier version"}, build)
     assert (await AssetStore(paths).prune())[0] == [old.name]
+
+    (pin,) = [p for p in paths.assets.rglob("pins/*.json") if "busybox-static" in p.read_text()]
+    newest = pin.read_text()
+    outdated = re.sub(r'("version"|"sha256"): "\w', r'\1: "0', newest)
+    pin.write_text(outdated)
+    nowhere = AssetStore(paths, mirror=Mirror("http://127.0.0.1:9", ""))
+    monkeypatch.setattr(apt, "_LISTS_NEW_S", 0)
+    with pytest.raises(AssetBuildError):
+        await nowhere.refresh("x86_64", progress)
+    assert pin.read_text() == outdated
+    assert await AssetStore(paths).refresh("x86_64", progress) == (boot, True)
+    assert pin.read_text() == newest
+    assert await AssetStore(paths).refresh("x86_64", progress) == (boot, False)
 
     monkeypatch.setenv("PATH", "/nonexistent")
     steps.clear()
