@@ -15,12 +15,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 
 from arcboxd import aio
-from arcboxd.docker.listener import Listener
 from arcboxd.docker.refusal import refuse
 from arcboxd.domain.machine import Machine, MachineState
 from arcboxd.errors import ArcboxError, LinkError, NoRoomError, PreconditionError
 from arcboxd.link.pump import pump
 from arcboxd.link.stream import Stream
+from arcboxd.listener import Listener
 from arcboxd.machines import runtime
 from arcboxd.machines.context import Context
 from arcboxd.machines.events import Progress, Subscription

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 from arcboxd import aio
 from arcboxd.errors import LinkError
 from arcboxd.link.call import CALL, HELLO, Call
-from arcboxd.link.peer import Peer, Stream, proxy
+from arcboxd.link.peer import Peer, Stream
+from arcboxd.link.pump import pump
+from arcboxd.listener import Listener
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +64,13 @@ class AgentLink:
         """
         self._name = name
         self._link_socket = link_socket
-        self._agent_socket = agent_socket
         self._on_session = on_session
         self._on_lost = on_lost
         self._hello = hello
         self._frozen = frozen
         self._peer: Peer | None = None
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(agent_socket, self._accept)
+        self._agent_socket = agent_socket
         self._keeper: asyncio.Task[None] | None = None
         self._greeter: asyncio.Task[None] | None = None
         self._clients: set[asyncio.Task[None]] = set()
@@ -79,19 +82,14 @@ class AgentLink:
             LinkError: The socket cannot be made.
         """
         try:
-            self._agent_socket.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(self._accept, self._agent_socket)
-            self._agent_socket.chmod(0o600)
+            self._listener.open()
         except OSError as error:
             raise LinkError(f"cannot serve {self._agent_socket}: {error}") from error
         self._keeper = aio.spawn(self._keep(), name=f"link to {self._name}")
 
     async def close(self) -> None:
         """End the session and whatever is served. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            self._agent_socket.unlink(missing_ok=True)
+        self._listener.close(unlink=True)
         for task in (self._keeper, self._greeter, *self._clients):
             if task is not None:
                 await aio.cancel(task)
@@ -207,17 +205,16 @@ class AgentLink:
     async def _greet(self) -> None:
         await self._on_session()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Not a coroutine: asyncio would keep the task, and log what its owner should.
+    def _accept(self, client: socket.socket) -> None:
         if len(self._clients) >= _MAX_CLIENTS:
-            writer.close()
+            client.close()
             return
-        task = aio.spawn(self._serve(reader, writer), name=f"client of {self._name}")
+        task = aio.spawn(self._serve(client), name=f"client of {self._name}")
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer):
+    async def _serve(self, client: socket.socket) -> None:
+        with contextlib.closing(client):
             try:
                 async with asyncio.timeout(_OPEN_S):
                     if self._peer is None:
@@ -226,7 +223,7 @@ class AgentLink:
             except (LinkError, TimeoutError) as error:
                 _log.debug("no stream to the agent of %s: %s", self._name, error)
                 return
-            await proxy(stream, reader, writer)
+            await pump(stream, client)
 
 
 async def _exchange(stream: Stream, unix_nanos: int) -> int:

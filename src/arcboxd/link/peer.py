@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from arcboxd.errors import LinkError
 from arcboxd.link.mux import MAX_STREAMS, Handler, Mux
-from arcboxd.link.proxy import proxy
 from arcboxd.link.session import Session
 from arcboxd.link.stream import Stream
 from arcboxd.link.transport import StreamTransport
@@ -15,7 +14,7 @@ from arcboxd.link.transport import StreamTransport
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Handler", "Peer", "Stream", "StreamTransport", "proxy", "refuse_all"]
+__all__ = ["Handler", "Peer", "Stream", "StreamTransport", "refuse_all"]
 
 
 def refuse_all(target: str) -> Handler:

@@ -1,8 +1,8 @@
 """Bytes between a stream of the link and a socket, with nothing between but callbacks.
 
-`proxy` does the same by tasks and asyncio's transports. These give up a socket's input when its
-output fails: what a server said before it hung up would be lost. And each chunk costs them several
-times as much, which under emulation is most of what a guest can move.
+Not by asyncio's transports, which give up a socket's input when its output fails: what a server
+said before it hung up would be lost. And each chunk costs them several times as much, which under
+emulation is most of what a guest can move.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 from arcbox_agent.agent_service import AgentService
@@ -21,8 +20,8 @@ from arcbox_agent.link import Targets
 from arcbox_agent.watch import Watch
 from arcboxd.errors import LinkError
 from arcboxd.link.peer import Peer
-from arcboxd.link.proxy import proxy
-from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2
+from tests.agent_client import agent_client
 
 
 class ClockKernel(NoKernel):
@@ -67,16 +66,9 @@ async def host(kernel: ClockKernel) -> AsyncIterator[Peer]:
 
 
 async def test_grpc_over_the_link(host: Peer, tmp_path: Path) -> None:
-    async def bridge(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await proxy(await host.open("grpc"), reader, writer)
-
-    listener = await asyncio.start_unix_server(bridge, tmp_path / "s")
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-        stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
-        reply = await stub.Ping(agent_pb2.AgentPingRequest(message="x" * 1_000_000))
+    async with agent_client(host, tmp_path / "s") as client:
+        reply = await client.Ping(agent_pb2.AgentPingRequest(message="x" * 1_000_000))
         assert len(reply.message) == 1_000_000
-    listener.close()
-    await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])

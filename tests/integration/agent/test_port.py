@@ -10,13 +10,11 @@ import sys
 import tty
 from pathlib import Path
 
-import grpc
-
 from arcbox_agent import VERSION
 from arcboxd.link.guest_port import PortTransport
 from arcboxd.link.peer import Peer
-from arcboxd.link.proxy import proxy
-from arcboxd.wire.pb.arcbox.v1 import agent_pb2, agent_pb2_grpc
+from arcboxd.wire.pb.arcbox.v1 import agent_pb2
+from tests.agent_client import agent_client
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -34,19 +32,13 @@ async def test_a_call_over_the_port_and_the_end_on_sigterm(tmp_path: Path) -> No
     host = Peer(role="host")
     port = PortTransport(main, host.protocol)
 
-    async def bridge(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await proxy(await host.open("grpc"), reader, writer)
-
     try:
         async with asyncio.timeout(10):
             await host.wait_session()
         assert host.peer_hello == VERSION.encode()
-        listener = await asyncio.start_unix_server(bridge, tmp_path / "s")
-        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-            stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
-            reply = await stub.Ping(agent_pb2.AgentPingRequest(message="x" * 100_000))
+        async with agent_client(host, tmp_path / "s") as client:
+            reply = await client.Ping(agent_pb2.AgentPingRequest(message="x" * 100_000))
             assert len(reply.message) == 100_000
-        listener.close()
         agent.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(agent.wait, 5) == 0
     finally:

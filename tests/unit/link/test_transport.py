@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 
 import pytest
 
 from arcboxd.errors import LinkError
 from arcboxd.link.mux import Handler
-from arcboxd.link.peer import Stream, StreamTransport, proxy
+from arcboxd.link.peer import Stream, StreamTransport
+from arcboxd.link.pump import pump
 from arcboxd.link.stream import INITIAL_WINDOW
 from tests.unit.link.simulation import World, chunks, exchange, run
 
@@ -148,15 +148,13 @@ def test_a_protocol_that_raises_loses_its_stream_only() -> None:
 
 
 @pytest.mark.parametrize("hang_up", [False, True])
-async def test_a_proxy_copies_both_ways_and_closes_in_halves(hang_up: bool) -> None:
+async def test_a_pump_copies_both_ways_and_closes_in_halves(hang_up: bool) -> None:
     ours, theirs = socket.socketpair()
     served = asyncio.Event()
 
     async def handle(stream: Stream) -> None:
-        reader, writer = await asyncio.open_connection(sock=theirs)
-        await proxy(stream, reader, writer)
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
+        theirs.setblocking(False)
+        await pump(stream, theirs)
         served.set()
 
     world = World(accept=lambda _: handle)
