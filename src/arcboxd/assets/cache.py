@@ -15,7 +15,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,26 +143,40 @@ class Cache:
         files = json.loads(entry.file(MANIFEST).read_bytes())["files"]
         return [n for n, facts in files.items() if _digest(entry.path / n) != facts["sha256"]]
 
-    async def prune(self, kind: str, keep: Collection[str]) -> tuple[list[str], int]:
-        """Remove all entries of a kind but those with these names, and those in use.
+    def remove(self, entry: Path) -> int:
+        """Remove an entry's directory; give the bytes freed: none of files named elsewhere, too.
+
+        Raises:
+            StoreError: It cannot be removed.
+        """
+        # At one stroke it is no entry any more; the next builder sweeps what a crash leaves.
+        doomed = entry.with_name(f"{entry.name}.partial")
+        with durable.storing(f"remove {entry}"):
+            states = [path.lstat() for path in entry.rglob("*")]
+            freed = sum(s.st_blocks * _BLOCK_BYTES for s in states if s.st_nlink == 1)
+            entry.rename(doomed)
+            shutil.rmtree(doomed)
+        return freed
+
+    async def prune(self, kinds: Iterable[str], keep: Collection[str]) -> tuple[list[str], int]:
+        """Remove all entries of these kinds but those with these names, and those in use.
 
         In use is what a process of this host was started with or has open, whoever's it is, and
         what somebody makes at the moment.
 
         Returns:
-            The names of those that went, and the bytes that this freed: none for a file that has
-            another name elsewhere.
+            The names of those that went, and the bytes that this freed.
+
+        Raises:
+            StoreError: One cannot be removed.
         """
         used = await asyncio.to_thread(_named_by_processes)
         names, freed = [], 0
-        for entry in list(self.entries(kind)):
+        for entry in [entry for kind in kinds for entry in self.entries(kind)]:
             if entry.name in keep or entry.name in used:
                 continue
             with contextlib.suppress(BlockingIOError), self._try_lock(entry.name):
-                partial = entry.path.with_name(f"{entry.name}.partial")
-                entry.path.rename(partial)
-                freed += await asyncio.to_thread(_own_bytes, partial)
-                await remove_tree(partial)
+                freed += await asyncio.to_thread(self.remove, entry.path)
                 names.append(entry.name)
         return names, freed
 
@@ -245,11 +267,6 @@ def _named_by_processes() -> set[str]:
                 with contextlib.suppress(FileNotFoundError):  # it was closed
                     words.append(bytes(fd.readlink()))
     return {name.decode() for word in words for name in _ENTRY.findall(word)}
-
-
-def _own_bytes(directory: Path) -> int:
-    states = [path.lstat() for path in directory.rglob("*")]
-    return sum(s.st_blocks * _BLOCK_BYTES for s in states if s.st_nlink == 1)
 
 
 def _finish(directory: Path, kind: str, key: str, inputs: Inputs) -> None:

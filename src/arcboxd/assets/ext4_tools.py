@@ -15,6 +15,7 @@ from pathlib import Path
 from arcboxd.assets.apt import Apt, unpack
 from arcboxd.assets.cache import Cache, Inputs
 from arcboxd.assets.mirror import Mirror
+from arcboxd.assets.workshop import Workshop
 from arcboxd.domain.image import ProgressFn
 from arcboxd.errors import AssetBuildError
 from arcboxd.paths import Paths
@@ -62,14 +63,11 @@ class ImageToolStore:
             AssetBuildError: Debian's mirror cannot be reached, or lacks them.
             MissingToolError: The host has no apt, or not Debian's keys.
         """
-        found = await self._apt.resolve(
-            PACKAGES, on_update=lambda: progress("reading the Debian mirror's package lists", 0, 0)
-        )
+        workshop = Workshop(self._cache, progress)
+        found = await workshop.resolve(self._apt, PACKAGES)
 
         async def build(target: Path) -> None:
-            files = await self._apt.fetch(
-                found.values(), lambda d, t: progress("downloading mke2fs and sqfs2tar", d, t)
-            )
+            files = await workshop.fetch(self._apt, found.values(), "mke2fs and sqfs2tar")
             await unpack(files.values(), target / "scratch")
             await asyncio.to_thread(_collect, target / "scratch", target)
             await asyncio.to_thread(shutil.rmtree, target / "scratch")
@@ -78,7 +76,7 @@ class ImageToolStore:
             "packages": [package.identity for package in found.values()],
             "recipe": RECIPE,
         }
-        return ImageTools((await self._cache.ensure("imagetools", inputs, build)).path)
+        return ImageTools((await workshop.ensure("imagetools", inputs, build)).path)
 
 
 def _collect(scratch: Path, target: Path) -> None:

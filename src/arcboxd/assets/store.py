@@ -300,12 +300,9 @@ class AssetStore:
             packages that are of no more use.
         """
         keep = {name for arch in BUILDABLE for name in self._wanted(arch)}
-        names, freed = [], await asyncio.to_thread(prune_archives, self._paths.assets / "apt")
-        for kind in _KINDS:
-            went, back = await self._cache.prune(kind, keep)
-            names += went
-            freed += back
-        return names, freed
+        archives = await asyncio.to_thread(prune_archives, self._paths.assets / "apt")
+        names, freed = await self._cache.prune(_KINDS, keep)
+        return names, archives + freed
 
     def _wanted(self, arch: str) -> set[str]:
         """Name the entries that the pins make, of which the container runtime's is there."""

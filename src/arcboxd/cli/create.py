@@ -12,7 +12,7 @@ import typer
 
 from arcboxd.cli import params, session, shape
 from arcboxd.cli.output import print_json
-from arcboxd.cli.start import warn_of_failed
+from arcboxd.cli.start import start_one
 from arcboxd.cli.usage import CliUsageError
 
 _KEY_LIMIT_BYTES = 64 << 10
@@ -67,10 +67,7 @@ def create(
             print(machine_id)
         sys.stdout.flush()
         if start or wait:
-            with shown(client, name, quiet=quiet):
-                client.start(machine_id)
-                failed = client.wait_booted(machine_id) if wait else ()
-            warn_of_failed(name, failed)
+            start_one(client, machine_id, name, wait=wait, quiet=quiet)
 
 
 def parse_mount(text: str) -> tuple[str, str, bool]:

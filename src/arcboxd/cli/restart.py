@@ -1,12 +1,11 @@
 """``arcbox restart``: stop machines, and start them again."""
-# ruff: noqa: PLC0415 - see session
 
 from __future__ import annotations
 
 import typer
 
 from arcboxd.cli import params, session
-from arcboxd.cli.start import warn_of_failed
+from arcboxd.cli.start import start_one
 from arcboxd.cli.stop import Force
 
 
@@ -18,15 +17,10 @@ def restart(
     quiet: params.Quiet = False,
 ) -> None:
     """Stop machines and start them again; one that is stopped is just started."""
-    from arcboxd.cli.progress import shown
-
     with session.connect(ctx) as client:
 
         def do(name: str) -> None:
             client.stop(name, force=force)
-            with shown(client, name, quiet=quiet):
-                client.start(name)
-                failed = client.wait_booted(name) if wait else ()
-            warn_of_failed(name, failed)
+            start_one(client, name, name, wait=wait, quiet=quiet)
 
         session.for_each(names, do)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
 from arcboxd.cli import params, session
 from arcboxd.cli.output import printable
+
+if TYPE_CHECKING:
+    from arcboxd.client.client import Client
 
 
 def start(
@@ -23,21 +26,25 @@ def start(
     Commands run from then on; what needs services of the machine, such as systemctl, wants
     `--wait`. Suspended machines go on where they were, as with `arcbox resume`.
     """
+    with session.connect(ctx) as client:
+        session.for_each(names, lambda name: start_one(client, name, name, wait=wait, quiet=quiet))
+
+
+def start_one(client: Client, ref: str, name: str, *, wait: bool, quiet: bool) -> None:
+    """Start a machine and show how that goes.
+
+    Args:
+        client: A connection to the daemon.
+        ref: The machine.
+        name: What it is called to the user.
+        wait: Wait until it has booted, and say on stderr which services are not there.
+        quiet: Show no progress.
+    """
     from arcboxd.cli.progress import shown
 
-    with session.connect(ctx) as client:
-
-        def do(name: str) -> None:
-            with shown(client, name, quiet=quiet):
-                client.start(name)
-                failed = client.wait_booted(name) if wait else ()
-            warn_of_failed(name, failed)
-
-        session.for_each(names, do)
-
-
-def warn_of_failed(name: str, failed: Sequence[str]) -> None:
-    """Say on stderr which services of a machine that has booted are not there."""
+    with shown(client, name, quiet=quiet):
+        client.start(ref)
+        failed = client.wait_booted(ref) if wait else ()
     if failed:
         services = printable(", ".join(failed))
         print(f"arcbox: in {name}, these services failed: {services}", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from pathlib import Path
 
 from arcboxd import durable
@@ -16,8 +15,6 @@ from arcboxd.images.build import ROOT, Built
 KIND = "image"
 FACTS = "image.json"
 """Beside an image that was not built by us: what was found in it."""
-
-_BLOCK_BYTES = 512
 
 
 class Catalogue:
@@ -61,15 +58,7 @@ class Catalogue:
         Raises:
             StoreError: It cannot be removed.
         """
-        folder = image.path.parent
-        # At one stroke it is no image any more; the next builder sweeps what a crash leaves.
-        doomed = folder.with_name(f"{folder.name}.partial")
-        with durable.storing(f"remove {folder}"):
-            files = [path.stat() for path in folder.iterdir()]
-            freed = sum(s.st_blocks * _BLOCK_BYTES for s in files if s.st_nlink == 1)
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
-        return freed
+        return self._cache.remove(image.path.parent)
 
     def damaged(self, image: BaseImage) -> list[str]:
         """Name the files of an image that are not what was built; reads all of it.

@@ -197,7 +197,7 @@ async def test_prune_takes_what_is_not_kept_and_not_in_use(tmp_path: Path) -> No
     os.link(elsewhere.file("data"), tmp_path / "second name")
     argv = [sys.executable, "-c", "input()", f"file={named.file('data')},ro"]
     with opened.file("data").open(), subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
-        names, freed = await cache.prune("thing", {kept.name})
+        names, freed = await cache.prune(("thing",), {kept.name})
         process.communicate(b"\n")
     assert sorted(names) == sorted([going.name, elsewhere.name])
     assert 100_000 <= freed < 200_000  # the other's data is there still, by its second name
@@ -210,5 +210,5 @@ async def test_prune_leaves_what_is_being_made_anew(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     entry = await cache.ensure("thing", INPUTS, _build_hello)
     with cache._try_lock(entry.name):
-        assert await cache.prune("thing", ()) == ([], 0)
-    assert (await cache.prune("thing", ()))[0] == [entry.name]
+        assert await cache.prune(("thing",), ()) == ([], 0)
+    assert (await cache.prune(("thing",), ()))[0] == [entry.name]
